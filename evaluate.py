@@ -1,0 +1,214 @@
+"""
+How well a trained network tells real from fake, and where it sees the forgery.
+
+Read beside Sec. IV-A4 and IV-C to IV-G.
+  paper          code              meaning
+  frame level    frame_acc, _auc   every frame for itself (Tables I, III, VI)
+  video level    video_acc, _auc   the mean P(fake) of a video's frames, one score a video (Tables II, IV, V, VI, VII)
+  alpha          scores            P(fake) = 1 - P(real) after softmax, which serves two classes and five
+                 iou, pixel_auc    the forgery map against X_gt, on fake frames that have a mask (not in the paper)
+Accuracy is at P(fake) > 0.5. FF++'s test set has four fakes to each real: "all fake" scores 80 %, so both classes' accuracies
+stand beside it. AUC is undefined (n/a), not 0 or 1, where only one class is there.
+
+    python evaluate.py --checkpoint runs/NAME/best.pt --data ff++ --quality c0 c23 c40 [--split test] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import data
+from model import LiSiam, XceptionClassifier
+
+PIXEL_BINS = 1000           # the map's P(fake) in steps of 0.001, so that pixel AUC needs two histograms and not every pixel
+
+
+# ---------------------------------------------------------------- Sec. IV-A4: metrics
+def auc(labels, scores):
+    """Area under the ROC curve: the chance that a fake scores above a real, a tie counting one half. None with one class only.
+
+    labels (n,) of 0 and 1, scores (n,) any real numbers. By ranks: ties share the mean of their ranks.
+    """
+    labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    fakes, reals = int(labels.sum()), int((~labels).sum())
+    if not fakes or not reals:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]                  # 1-based, mean over ties
+    return float((ranks[labels].sum() - fakes * (fakes + 1) / 2) / (fakes * reals))
+
+
+def histogram_auc(untouched, forged):
+    """AUC from two histograms over the same rising bins; a bin is a tie. None where one is empty."""
+    if not untouched.sum() or not forged.sum():
+        return None
+    below = np.cumsum(untouched) - untouched / 2
+    return float((forged * below).sum() / (untouched.sum() * forged.sum()))
+
+
+def accuracy(labels, scores, of=None):
+    """Share of right answers at P(fake) > 0.5; of=0 or 1: among the real or the fake ones. None where there are none."""
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    chosen = np.ones(len(labels), bool) if of is None else labels == of
+    return float(((scores > 0.5) == labels)[chosen].mean()) if chosen.any() else None
+
+
+def video_scores(scores, video):
+    """Frame scores (n,), video index of each frame (n,) -> mean score of each video that has a frame, and those indices.
+
+    READING Sec. IV-C: "averaging the accuracy and AUC of each frame" has no meaning for AUC; the mean P(fake) of all frames has.
+    The authors' release averages over fixed chunks of 100 frames and votes for accuracy.
+    """
+    indices, inverse = np.unique(video, return_inverse=True)
+    return np.bincount(inverse, scores) / np.bincount(inverse), indices
+
+
+# ---------------------------------------------------------------- one pass over the frames
+@torch.inference_mode()
+def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=None, amp=True, bar="frames", degradation=None):
+    """Every frame through Eq. (1). Returns a dict of numpy arrays over the n frames that could be read, and sentences:
+
+    score (n,) P(fake); video (n,) index into videos; iou (n,) of map against mask, NaN without mask or map;
+    untouched, forged (videos, 1000) histograms of the map's P(fake) over the pixels of masked fake frames; unreadable: list.
+    """
+    frames = data.TestFrames(videos, size, limit, degradation)
+    loader = torch.utils.data.DataLoader(frames, batch_size, num_workers=workers, pin_memory=device == "cuda",
+                                         generator=torch.Generator())        # its own: ours stays as it is
+    scores, video, iou, unreadable = [], [], [], []
+    untouched, forged = (np.zeros((len(videos), PIXEL_BINS)) for _ in range(2))
+    training = net.training
+    net.eval()
+    for batch in tqdm(loader, bar, leave=False, disable=bar is None):
+        with torch.autocast(device, torch.bfloat16, enabled=amp and device == "cuda"):
+            output = net(data.to_input(batch["image"].to(device, non_blocking=True)))
+        cls_logits = output if torch.is_tensor(output) else output.cls_logits            # the baseline gives logits alone
+        score = 1 - cls_logits.double().softmax(dim=1)[:, 0]                             # double: no ties at 1.0 by rounding
+        overlap = torch.full_like(score, float("nan"))
+        if not torch.is_tensor(output) and batch["has_mask"].any():
+            mask = batch["mask"].to(device).bool()                                       # (B, S, S)
+            probs = F.interpolate(output.seg_logits.float().softmax(dim=1)[:, 1:], size=mask.shape[1:],
+                                  mode="bilinear", align_corners=False)[:, 0]            # (B, S, S) P(fake) of each pixel
+            marked = probs > 0.5
+            overlap = (marked & mask).sum((1, 2)) / (marked | mask).sum((1, 2)).double()   # 0 / 0 = NaN: nothing to find or found
+            bins = (probs * PIXEL_BINS).long().clamp(0, PIXEL_BINS - 1).cpu().numpy()
+            for k in torch.nonzero(batch["has_mask"]).flatten().tolist():
+                inside = mask[k].cpu().numpy()
+                forged[batch["video"][k]] += np.bincount(bins[k][inside], minlength=PIXEL_BINS)
+                untouched[batch["video"][k]] += np.bincount(bins[k][~inside], minlength=PIXEL_BINS)
+            overlap[~batch["has_mask"].to(device)] = float("nan")
+        good = [k for k, sentence in enumerate(batch["unreadable"]) if not sentence]
+        unreadable += [sentence for sentence in batch["unreadable"] if sentence]
+        scores.append(score.cpu().numpy()[good])
+        video.append(batch["video"].numpy()[good])
+        iou.append(overlap.cpu().numpy()[good])
+    net.train(training)
+    return {"score": np.concatenate(scores), "video": np.concatenate(video), "iou": np.concatenate(iou),
+            "untouched": untouched, "forged": forged, "unreadable": unreadable}
+
+
+def summarize(predictions, videos, method=None):
+    """The numbers of one row: all of it, or one method's fakes against all real videos. None stands for undefined."""
+    wanted = np.array([video.label == 0 or method in (None, video.method) for video in videos])
+    frames = wanted[predictions["video"]]
+    scores, video = predictions["score"][frames], predictions["video"][frames]
+    labels = np.array([v.label for v in videos])
+    means, indices = video_scores(scores, video)
+    row = {"videos": len(indices), "real_videos": int((labels[indices] == 0).sum()), "frames": len(scores)}
+    for level, truth, score in (("frame", labels[video], scores), ("video", labels[indices], means)):
+        row |= {f"{level}_acc": accuracy(truth, score), f"{level}_auc": auc(truth, score),
+                f"{level}_acc_real": accuracy(truth, score, of=0), f"{level}_acc_fake": accuracy(truth, score, of=1)}
+    iou = predictions["iou"][frames]
+    row["masked_frames"] = int((~np.isnan(iou)).sum())
+    row["iou"] = float(np.nanmean(iou)) if row["masked_frames"] else None
+    row["pixel_auc"] = histogram_auc(predictions["untouched"][wanted].sum(0), predictions["forged"][wanted].sum(0))
+    return row
+
+
+def evaluate(net, settings, dataset, root, quality, split="test", mask="ssim", limit=None, batch_size=32, device="cpu", workers=0, amp=True):
+    """One network on one data set, quality and split. Returns what --json writes: counts and numbers, overall and per method."""
+    videos = data.require_videos(dataset, root, quality, split, mask)
+    predictions = predict(net, videos, settings["size"], batch_size, device, workers, limit, amp, bar=f"{dataset} {quality} {split}")
+    methods = sorted({video.method for video in videos if video.label}, key=[v.method for v in videos].index)
+    return {"data": dataset, "quality": quality, "split": split, "unreadable": len(predictions["unreadable"]),
+            "unreadable_frames": predictions["unreadable"][:20], **summarize(predictions, videos),
+            "methods": {method: summarize(predictions, videos, method) for method in methods}}
+
+
+# ---------------------------------------------------------------- the table
+COLUMNS = (("frames", "frames"), ("videos", "videos"), ("frame_acc", "Acc frame"), ("frame_auc", "AUC frame"), ("video_acc", "Acc video"),
+           ("video_auc", "AUC video"), ("frame_acc_real", "Acc real"), ("frame_acc_fake", "Acc fake"), ("iou", "IoU"), ("pixel_auc", "AUC pixel"))
+
+
+def show(value):
+    return "n/a" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def table(results):
+    """Results of evaluate -> a Markdown table, one row for all methods and one for each against all real videos."""
+    lines = ["| test set | fakes | " + " | ".join(title for _, title in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for result in results:
+        for method, row in (("all", result), *result["methods"].items()):
+            name = f"{result['data']} {result['quality']} {result['split']}" if method == "all" else ""
+            lines.append(f"| {name} | {method} | " + " | ".join(show(row[key]) for key, _ in COLUMNS) + " |")
+    notes = [f"{result['quality']}: {result['unreadable']} frames could not be read and are left out, the first: "
+             f"{result['unreadable_frames'][0]}" for result in results if result["unreadable"]]
+    if any(result["iou"] is None for result in results):
+        notes.append("IoU and pixel AUC are n/a without masks on disk (python masks.py) or without a map (the Xception baseline)")
+    return "\n".join(lines + notes)
+
+
+# ---------------------------------------------------------------- checkpoints
+def load_network(path, device="cpu"):
+    """A checkpoint of train.py -> (network in eval mode, its settings). Only tensors and plain values are read: no code runs."""
+    if not Path(path).is_file():
+        data.stop(f"no checkpoint {path}; train one (python train.py --data demo writes runs/demo/best.pt)")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        settings = checkpoint["settings"]
+        net = build_network(settings)
+        net.load_state_dict(checkpoint["model"])
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        data.stop(f"{path} is not a checkpoint of train.py ({reason}); expected one with its settings and weights, such as best.pt")
+    return net.to(device, memory_format=torch.channels_last).eval(), settings
+
+
+def build_network(settings):
+    """The network that a run's settings describe: model, variant, num_classes, width."""
+    if settings["model"] == "xception":
+        return XceptionClassifier(settings["num_classes"], settings["width"])
+    return LiSiam(settings["width"], settings["num_classes"], transformer=settings["variant"] != "F")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Frame- and video-level accuracy and AUC, and localization (Sec. IV-C to IV-E).")
+    parser.add_argument("--checkpoint", required=True, help="best.pt or last.pt of a run of train.py")
+    parser.add_argument("--data", choices=list(data.DEFAULT_ROOTS), default="ff++", help="default %(default)s")
+    parser.add_argument("--root", help="folder of the data set, default datasets/... as in README")
+    parser.add_argument("--quality", nargs="+", choices=data.QUALITIES, default=["c23"], help="FF++ compression (Sec. IV-E), default c23")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default %(default)s")
+    parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="what the map is compared with, default %(default)s")
+    parser.add_argument("--frames", type=int, help="at most so many frames a video, evenly spread; default all (100 in the paper)")
+    parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes, default %(default)s")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
+    parser.add_argument("--json", help="also write the numbers to this file")
+    args = parser.parse_args()
+    net, settings = load_network(args.checkpoint, args.device)
+    root = Path(args.root or data.DEFAULT_ROOTS[args.data])
+    results = [evaluate(net, settings, args.data, root, quality, args.split, args.mask, args.frames, args.batch_size, args.device,
+                        args.workers, not args.no_amp) for quality in args.quality]
+    print(table(results))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

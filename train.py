@@ -1,0 +1,374 @@
+"""
+Training: segmentation first, then classification with segmentation frozen, then everything.
+
+Read beside Sec. IV-B (schedule), III-C and III-D (losses), IV-A3 (pairs).
+  paper                   code                     paper's value
+  three steps             stages 1, 2, 3           146k, 16k, 324k iterations
+  mini-batch              --batch-size             32 pairs (clean, degraded)
+  poly policy             poly_lr                  0.002 (1 - step / steps)^0.9, anew in each stage
+  lambda_li, _cls, _seg   --lambdas                1, 1, 1
+
+    python train.py --data demo                                    a laptop, no downloads: all stages and a test table in minutes
+    python train.py --data ff++ --quality c23 [--root DIR]         the paper
+    torchrun --nproc_per_node=N train.py ...                       several GPUs
+
+Writes runs/NAME/: last.pt (all that --resume needs), best.pt (best frame AUC on val), log.jsonl, panel_*.png.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import distributed
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+import data
+import masks
+from evaluate import build_network, evaluate, load_network, predict, summarize, table
+from losses import VARIANTS, classification_loss, total_loss
+from model import load_xception_weights
+
+# ---------------------------------------------------------------- Sec. IV-B: the paper's settings, and the demo's
+PAPER = dict(
+    quality="c23", iterations=[146000, 16000, 324000], batch_size=32, width=1.0, size=299, pretrained="imagenet",
+    optimizer="sgd",            # READING: momentum 0.9, weight decay 5e-4 are the authors' release's; the paper says SGD only
+    lr=0.002, eval_every=5400,  # READING: the paper does not say which weights it reports; the release takes the best val of 30 epochs
+    save_every=1000, val_frames=None, lambdas=[1.0, 1.0, 1.0],
+    li_by_stage=[1.0, 0.0, 1.0],  # READING: stage 1 is Eq. (19) without the frozen L_cls, so seg + li; stage 2 has L_cls alone
+)
+# DEPARTURE, each entry: minutes on two cores, from random weights, instead of days on a GPU from ImageNet's.
+DEMO = {**PAPER, **dict(
+    iterations=[200, 60, 340], batch_size=16, eval_every=170, save_every=100,
+    width=0.125, size=data.DEMO_SIZE,   # 0.5 of 32.3 million parameters; 107 px leave a 13 x 13 map
+    pretrained="none",          # no ImageNet weights exist for a narrow trunk
+    optimizer="adamw",          # SGD from random weights learns nothing in so few steps
+    li_by_stage=[0.0, 0.0, 1.0],  # from random weights, L_li in stage 1 makes the map constant: the easiest way to agree
+)}
+LOG_EVERY = 20                  # iterations between two lines of log.jsonl; on CUDA the only moments that wait for the GPU
+
+
+def poly_lr(step, max_steps, base_lr, power=0.9):
+    """Sec. IV-B "poly" policy. step counts 0 .. max_steps - 1 within one stage; returns the rate for that step.
+
+    READING: it restarts in each stage, as in the authors' release (which also has a floor of 1 %; we have none).
+    """
+    return base_lr * (1 - step / max_steps) ** power
+
+
+def freeze(net, stage):
+    """Sets what the stage trains and returns its parameters: 1 segmentation, 2 classification, 3 (and the baseline) everything.
+
+    DEPARTURE: the authors' release clears requires_grad only, so that BatchNorm statistics and dropout of frozen parts go on. Here a
+    frozen part is in eval mode and bit-identical afterwards.
+    """
+    net.train().requires_grad_(True)
+    for module in [] if stage == 3 else net.classification_modules() if stage == 1 else net.segmentation_modules():
+        module.eval().requires_grad_(False)
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def make_optimizer(parameters, settings, device):
+    if settings["optimizer"] == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings["lr"], weight_decay=5e-4)
+    return torch.optim.SGD(parameters, lr=settings["lr"], momentum=0.9, weight_decay=5e-4, fused=device == "cuda")
+
+
+def save(path, checkpoint):
+    """Writes a checkpoint so that `path` is always whole: a temporary file beside it, then a rename. A full disk leaves the old one."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        kept = "the file of the last save is whole" if path.exists() else "no checkpoint was written"
+        data.stop(f"could not save {path} ({error.strerror}); {kept}: make room, then go on with --resume")
+
+
+def panel(net, batch, path, device):
+    """A picture of what the network sees, first four fakes and two reals of a batch, a row each:
+    clean, degraded, mask, the map of the clean branch, the map of the degraded branch (white = fake)."""
+    rows = sorted(range(len(batch["label"])), key=lambda k: -int(batch["label"][k] > 0))
+    rows = rows[:4] + [k for k in rows[4:] if batch["label"][k] == 0][:2]
+    clean, degraded = batch["clean"][rows], batch["degraded"][rows]
+    mask = batch["mask"][rows, None].expand(-1, 3, -1, -1) * 255
+    tiles, modes = [clean, degraded, mask], [module.training for module in net.modules()]
+    net.eval()
+    with torch.inference_mode():
+        for images in (clean, degraded):
+            seg_logits = net(data.to_input(images.to(device)), heads=(False, False)).seg_logits.float()
+            probs = F.interpolate(seg_logits.softmax(1)[:, 1:], size=mask.shape[2:], mode="bilinear", align_corners=False)
+            tiles.append((probs.cpu() * 255).byte().expand(-1, 3, -1, -1))
+    for module, mode in zip(net.modules(), modes):
+        module.training = mode
+    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=len(tiles), padding=3, pad_value=128)
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+
+
+def parse_arguments(argv=None):
+    """Command line -> settings dict: the flags given, else the paper's values, else (--data demo) the demo's."""
+    parser = argparse.ArgumentParser(description="Train LiSiam in the paper's three stages (Sec. IV-B).")
+    parser.add_argument("--data", choices=["ff++", "demo"], required=True, help="FaceForensics++ face crops, or the made-up demo")
+    parser.add_argument("--root", help="folder of the data set, default " + ", ".join(data.DEFAULT_ROOTS[d] for d in ("ff++", "demo")))
+    parser.add_argument("--quality", choices=data.QUALITIES, help="FF++ compression (Sec. IV-A), default c23")
+    parser.add_argument("--model", choices=["lisiam", "xception"], default="lisiam", help="xception: the baseline of Tables I-V")
+    parser.add_argument("--variant", choices=list(VARIANTS), default="A", help="Table VI, default A = LiSiam")
+    parser.add_argument("--iqd", action="store_true", help="degrade the Xception baseline's input (Table V)")
+    parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="X_gt (Table VII); given: a benchmark's own")
+    parser.add_argument("--iterations", type=int, nargs=3, metavar=("SEG", "CLS", "ALL"), help="per stage; the paper's are 146000 16000 324000")
+    parser.add_argument("--batch-size", type=int, help="pairs, over all processes (Sec. IV-B), default 32")
+    parser.add_argument("--lr", type=float, help="initial rate (Sec. IV-B), default 0.002")
+    parser.add_argument("--lambdas", type=float, nargs=3, metavar=("LI", "CLS", "SEG"), help="Eq. (19), default 1 1 1")
+    parser.add_argument("--aux", type=float, default=0.4, help="weight of OCR's soft-region loss [39], default %(default)s; 0: off")
+    parser.add_argument("--num-classes", type=int, choices=[2, 5], default=2, help="5: real and the four methods (Fig. 5)")
+    parser.add_argument("--pretrained", metavar="imagenet|FILE|none", help="Xception weights to start from, default imagenet (demo: none)")
+    parser.add_argument("--width", type=float, help="channel factor, default 1.0 (demo: 0.125)")
+    parser.add_argument("--size", type=int, help="pixels of a crop's side, default 299 (demo: 107)")
+    parser.add_argument("--augment", action="store_true", help="random crop and flip, the same for both branches and the mask")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, draws and dropout, default %(default)s")
+    parser.add_argument("--eval-every", type=int, help="iterations between validations, from stage 2 on, default 5400")
+    parser.add_argument("--val-frames", type=int, help="at most so many frames a validation video, default all")
+    parser.add_argument("--save-every", type=int, help="iterations between two last.pt, default 1000")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes, default %(default)s")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--out", help="folder of the run, default runs/ and a name made of the settings")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pt in the folder of the run")
+    settings = vars(parser.parse_args(argv))
+    for name, value in (DEMO if settings["data"] == "demo" else PAPER).items():
+        if settings.get(name) is None:
+            settings[name] = value
+    settings["root"] = settings["root"] or data.DEFAULT_ROOTS[settings["data"]]
+    if settings["out"] is None:
+        name = [settings["data"], settings["quality"], settings["model"]] + ([settings["variant"]] if settings["variant"] != "A" else [])
+        name += ["iqd"] * settings["iqd"] + ([settings["mask"]] if settings["mask"] != "ssim" else [])
+        settings["out"] = "runs/demo" if name == ["demo", "c23", "lisiam"] else "runs/" + "-".join(name)
+    if settings["iqd"] and settings["model"] != "xception":
+        data.stop("--iqd degrades the input of --model xception; LiSiam has its degraded branch already")
+    if min(settings["iterations"]) < 0 or settings["batch_size"] < 2 or settings["size"] < 23:
+        data.stop("--iterations must not be negative, --batch-size at least 2 (BatchNorm), --size at least 23 (a map of 3 x 3 cells)")
+    return settings
+
+
+# What may differ between a run and its --resume: it does not change a single weight (on one machine).
+FREE_TO_CHANGE = {"root", "workers", "device", "out", "resume", "save_every", "compile"}
+
+
+def resume(out, settings):
+    """last.pt of the run, after a check that it was made with these settings."""
+    path = out / "last.pt"
+    if not path.is_file():
+        data.stop(f"nothing to resume: no {path}; leave out --resume to start the run, or name its folder with --out")
+    load_network(path)                                               # stops with a sentence where it is no checkpoint of ours
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    for name, value in checkpoint["settings"].items():
+        if name not in FREE_TO_CHANGE and settings.get(name) != value:
+            data.stop(f"{path} was trained with {name} = {value}, not {settings.get(name)}; resume with the run's own settings, or "
+                      "start another run with --out")
+    return checkpoint
+
+
+def main(argv=None):
+    settings = parse_arguments(argv)
+    device, out, variant = settings["device"], Path(settings["out"]), VARIANTS[settings["variant"]]
+    baseline, steps_by_stage, seed = settings["model"] == "xception", list(settings["iterations"]), settings["seed"]
+
+    # ---------------------------------------------------------------- one process a GPU under torchrun, else just one
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if world > 1:
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if settings["batch_size"] % world:
+        data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes")
+    if (out / "last.pt").exists() and not settings["resume"]:
+        data.stop(f"{out} already holds a run; --resume goes on with it, --out FOLDER starts another")
+
+    # ---------------------------------------------------------------- Sec. IV-A: data and masks, all checked before the network is built
+    if rank == 0:
+        if settings["data"] == "demo":
+            data.write_demo(settings["root"])
+        data.require_videos(settings["data"], settings["root"], settings["quality"], "train", settings["mask"])
+        if settings["mask"] != "given" and not baseline:
+            masks.write_masks(settings["data"], settings["root"], settings["mask"])
+        out.mkdir(parents=True, exist_ok=True)
+    if world > 1:
+        distributed.barrier()
+    where = settings["data"], settings["root"], settings["quality"]
+    videos = data.list_videos(*where, "train", settings["mask"])
+    val_videos = data.list_videos(*where, "val", settings["mask"])
+    needs_masks = not baseline and bool(variant.seg)
+    pairs = data.TrainingPairs(videos, settings["size"], seed, settings["num_classes"], settings["augment"], needs_masks)
+    maskless = [video for video in videos if needs_masks and video.label and not video.masks]
+    if len({video.label for video in pairs.videos}) < 2:
+        data.stop(f"training needs real and fake videos; {len(videos)} videos found for {settings['quality']} under {settings['root']}, "
+                  f"{len(maskless)} fakes of them without masks (is the real twin there? see python data.py check)")
+    if rank == 0:
+        print(f"{len({v.key for v in pairs.videos if not v.label})} real and {len({v.key for v in pairs.videos if v.label})} fake videos "
+              f"to train on, {len(val_videos)} to validate on" + f"; {len(maskless)} fakes left out for want of masks" * bool(maskless))
+        if len({video.label for video in val_videos}) < 2:
+            print("warning: no real and fake val videos, so best.pt will hold the last weights")
+
+    # ---------------------------------------------------------------- the network
+    torch.manual_seed(seed)
+    net = build_network(settings)
+    iteration, best, checkpoint = 0, -1.0, None
+    if settings["resume"]:
+        checkpoint = resume(out, settings)
+        net.load_state_dict(checkpoint["model"])
+        iteration, best = checkpoint["iteration"], checkpoint["best"]
+    elif settings["pretrained"] != "none":
+        try:
+            print(load_xception_weights(net, settings["pretrained"]))
+        except ValueError as error:
+            data.stop(str(error))
+    net.to(device, memory_format=torch.channels_last)                # faster on CUDA and CPU alike; the numbers are the same
+    if settings["compile"]:
+        net.compile()
+    kept = {name: value for name, value in settings.items() if name != "resume"}
+
+    def save_last(optimizer):
+        save(out / "last.pt", {"model": net.state_dict(), "optimizer": optimizer.state_dict() if optimizer else None,
+                               "iteration": iteration, "best": best, "settings": kept})
+
+    if rank == 0:
+        log_path = out / "log.jsonl"
+        lines = log_path.read_text().splitlines() if log_path.exists() else []
+        log_path.write_text("".join(line + "\n" for line in lines if settings["resume"] and json.loads(line)["iteration"] <= iteration))
+        log = open(log_path, "a", buffering=1)
+        if not settings["resume"]:
+            save_last(None)
+
+    # ---------------------------------------------------------------- Sec. IV-B: the three stages
+    if baseline:                # READING Tables I-V: one stage, cross-entropy, and as many steps as LiSiam, so that they compare
+        steps_by_stage = [0, 0, sum(steps_by_stage)]
+    elif not variant.seg:       # READING Table VI, Model-C skips stage 1: nothing supervises it
+        steps_by_stage[0] = 0
+    local = settings["batch_size"] // world
+    draws, unreadable = 0, set()
+    bar = tqdm(total=sum(steps_by_stage), initial=iteration, unit="it", disable=rank > 0)
+    for stage, stage_steps in zip((1, 2, 3), steps_by_stage):
+        stage_start = sum(steps_by_stage[:stage - 1])
+        stage_end = stage_start + stage_steps
+        if iteration >= stage_end:
+            continue
+        parameters = freeze(net, stage)
+        optimizer = make_optimizer(parameters, settings, device)     # READING: momentum starts anew with the schedule
+        if checkpoint and checkpoint["optimizer"] and iteration > stage_start:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+        checkpoint = None
+        parallel = net if world == 1 else torch.nn.parallel.DistributedDataParallel(net)
+        lambda_li, lambda_cls, lambda_seg = settings["lambdas"]
+        lambdas = (lambda_li * settings["li_by_stage"][stage - 1], lambda_cls, lambda_seg) if stage != 2 else (0, lambda_cls, 0)
+        aux = settings["aux"] if stage != 2 else 0
+        heads = [stage > 1 and n in variant.cls for n in (1, 2)]     # stage 1 has no use for f_scu, f_mt, f_mlp
+        # Branches to run. Stage 2 needs those that the head reads: nothing else reaches a part that trains.
+        runs = variant.cls if stage == 2 else {"pair": (1, 2), "degraded": (2,), "both": (1,)}[variant.images]
+
+        # Batch i of the run is draws i * B .. i * B + B - 1, whoever loads them and however often the run was stopped.
+        batches = iter(torch.utils.data.DataLoader(
+            pairs, num_workers=settings["workers"], pin_memory=device == "cuda", generator=torch.Generator(),
+            batch_sampler=[range(i * settings["batch_size"] + rank * local, i * settings["batch_size"] + (rank + 1) * local)
+                           for i in range(iteration, stage_end)]))
+        while iteration < stage_end:
+            try:
+                batch = next(batches)
+            except ValueError as error:                              # a video without one readable frame; from a worker, with its traceback
+                data.stop(str(error).splitlines()[-1].removeprefix("ValueError: "))
+            torch.manual_seed((seed << 32) + iteration * world + rank)   # dropout: a function of (seed, iteration), nothing to save
+            clean, degraded, mask, labels = (batch[name].to(device, non_blocking=True) for name in ("clean", "degraded", "mask", "label"))
+            clean, degraded = data.to_input(clean), data.to_input(degraded)  # (B, 3, 299, 299) in [-1, 1]
+            for group in optimizer.param_groups:
+                group["lr"] = poly_lr(iteration - stage_start, stage_steps, settings["lr"])
+
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and not settings["no_amp"]):
+                if baseline:
+                    logits = parallel(degraded if settings["iqd"] else clean)
+                elif variant.images == "both":                       # Model-G: 2B images through one branch
+                    branches = {1: parallel(torch.cat([clean, degraded]), heads=heads)}
+                    labels, mask = labels.repeat(2), mask.repeat(2, 1, 1)
+                elif len(runs) == 2:                                 # Fig. 1
+                    branches = dict(zip((1, 2), parallel(clean, degraded, heads=heads)))
+                else:
+                    branches = {n: parallel((clean, degraded)[n - 1], heads=(heads[n - 1], False)) for n in runs}
+            if baseline:                                             # losses in float32, whatever the network ran in
+                loss = classification_loss(logits, labels)
+                parts = {"cls": loss}
+            else:
+                loss, parts = total_loss(branches, labels, mask, variant, lambdas, aux)    # Eq. (19)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            iteration += 1
+            bar.update()
+
+            # ---------------------------------------------------------------- now and then: log, validate, save
+            draws += local
+            for sentence in "\n".join(batch["unreadable"]).split("\n"):
+                if sentence and sentence not in unreadable:
+                    unreadable.add(sentence)
+                    tqdm.write(f"warning: {sentence}; another frame of its video is used")
+            last_step, validates = iteration == stage_end, stage > 1 and (iteration == stage_end or iteration % settings["eval_every"] == 0)
+            saves = last_step or iteration % settings["save_every"] == 0
+            if last_step or saves or validates or iteration % LOG_EVERY == 0:
+                line = {"iteration": iteration, "stage": stage, "lr": optimizer.param_groups[0]["lr"], "loss": loss.item(),
+                        **{name: part.item() for name, part in parts.items()}}
+                if not math.isfinite(line["loss"]):
+                    data.stop(f"the loss became {line['loss']} in stage {stage} at iteration {iteration} ({line}); {out / 'last.pt'} holds "
+                              "an earlier iteration: start again with a lower --lr, or look for the input that did it")
+                bar.set_postfix({"stage": stage, **{name: f"{line[name]:.3f}" for name in ("loss", *parts)}})
+                if rank == 0:
+                    log.write(json.dumps(line | {"time": round(time.time(), 1)}) + "\n")
+            if validates and rank == 0 and len({video.label for video in val_videos}) == 2:
+                modes = [module.training for module in net.modules()]
+                row = summarize(predict(net, val_videos, settings["size"], settings["batch_size"], device, settings["workers"],
+                                        settings["val_frames"], not settings["no_amp"], bar="validation"), val_videos)
+                for module, mode in zip(net.modules(), modes):
+                    module.training = mode
+                log.write(json.dumps({"iteration": iteration, "stage": stage, "val": row}) + "\n")
+                tqdm.write(f"iteration {iteration}, stage {stage}: val frame AUC {row['frame_auc']:.3f}, video AUC {row['video_auc']:.3f}, "
+                           f"IoU {row['iou'] if row['iou'] is None else round(row['iou'], 3)}")
+                if row["frame_auc"] > best:
+                    best = row["frame_auc"]
+                    save(out / "best.pt", {"model": net.state_dict(), "iteration": iteration, "settings": kept})
+            if (validates or last_step) and rank == 0 and not baseline:
+                panel(net, batch, out / f"panel_{iteration:06d}.png", device)
+            if saves and rank == 0:
+                save_last(optimizer)
+            if world > 1 and (validates or saves):
+                distributed.barrier()
+    bar.close()
+    if rank == 0 and best < 0:
+        save(out / "best.pt", {"model": net.state_dict(), "iteration": iteration, "settings": kept})
+
+    # ---------------------------------------------------------------- the demo's test table
+    if rank == 0 and settings["data"] == "demo":
+        net, _ = load_network(out / "best.pt", device)
+        results = [evaluate(net, settings, "demo", settings["root"], quality, "test", "ssim", None, 32, device, settings["workers"])
+                   for quality in data.QUALITIES]
+        (out / "test.json").write_text(json.dumps({"settings": kept, "results": results}, indent=1) + "\n")
+        print(f"\nTest split, trained on {settings['quality']}, weights of {out / 'best.pt'}; pictures: {out}/panel_*.png")
+        print(table(results))
+    elif rank == 0:
+        print(f"done; test it: python evaluate.py --checkpoint {out / 'best.pt'} --data ff++ --root {settings['root']} --quality c23 c40")
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
