@@ -519,7 +519,7 @@ def write_demo_person(task):
                 image.save(at / f"{k:04d}.{ending}", quality=level, compress_level=1)  # each format takes its own
 
 
-def write_demo(root, size=DEMO_SIZE, seed=0, workers=None):
+def write_demo(root, size=DEMO_SIZE, seed=1, workers=None):
     """Writes the demo's tree to `root` unless it is there. The same bytes for any `workers`; all of it or nothing."""
     root = Path(root)
     part = root.with_name(f".{root.name}.part")           # renamed at the end; what a killed run left is swept away
