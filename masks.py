@@ -118,9 +118,13 @@ def write_masks(dataset, root, kind="ssim", workers=None):
         print(f"warning: masks of {len(poor)} videos come from c40, whose compression blurs them; better crop c0 or c23 as well")
     written, problems = 0, []
     if jobs:
-        with multiprocessing.Pool(min(len(jobs), workers or os.cpu_count())) as pool:
-            for count, sentences in tqdm(pool.imap_unordered(write_video_masks, jobs), f"{kind} masks", len(jobs), unit="video"):
-                written, problems = written + count, problems + sentences
+        try:
+            with multiprocessing.Pool(min(len(jobs), workers or os.cpu_count())) as pool:
+                for count, sentences in tqdm(pool.imap_unordered(write_video_masks, jobs), f"{kind} masks", len(jobs), unit="video"):
+                    written, problems = written + count, problems + sentences
+        except OSError as error:
+            data.stop(f"cannot write masks under {root} ({error.strerror}); make room or make it writable, or copy the tree, and run again: "
+                      "masks already written are kept")
     for sentence in problems[:5]:
         print(f"warning: {sentence}")
     if len(problems) > 5:

@@ -20,12 +20,11 @@ import io
 import json
 import math
 import os
-import sys
 import time
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import distributed
 from torch.nn import functional as F
 from torchvision.utils import make_grid
@@ -99,9 +98,15 @@ def save(path, checkpoint):
         data.stop(f"could not save {path} ({error.strerror}); {kept}: make room, then go on with --resume")
 
 
+def batch_draws(iteration, batch_size, rank=0, world=1):
+    """The draws of one process in one iteration. Batch i of the run is draws i B .. i B + B - 1, whoever loads them, however often
+    the run was stopped: data.TrainingPairs makes draw n from (seed, n) alone."""
+    local = batch_size // world
+    return range(iteration * batch_size + rank * local, iteration * batch_size + (rank + 1) * local)
+
+
 def panel(net, batch, path, device):
-    """A picture of what the network sees, first four fakes and two reals of a batch, a row each:
-    clean, degraded, mask, the map of the clean branch, the map of the degraded branch (white = fake)."""
+    """A PNG of what the network sees: the first four fakes and two reals of a batch, a row each. White = fake."""
     rows = sorted(range(len(batch["label"])), key=lambda k: -int(batch["label"][k] > 0))
     rows = rows[:4] + [k for k in rows[4:] if batch["label"][k] == 0][:2]
     clean, degraded = batch["clean"][rows], batch["degraded"][rows]
@@ -116,7 +121,11 @@ def panel(net, batch, path, device):
     for module, mode in zip(net.modules(), modes):
         module.training = mode
     grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=len(tiles), padding=3, pad_value=128)
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+    picture = Image.new("RGB", (grid.shape[2], grid.shape[1] + 16), "white")
+    picture.paste(Image.fromarray(grid.permute(1, 2, 0).numpy()), (0, 16))
+    for column, title in enumerate(("clean", "degraded", "mask", "map of clean", "map of degraded")):
+        ImageDraw.Draw(picture).text((5 + column * (mask.shape[3] + 3), 2), title, fill="black")
+    picture.save(path)
 
 
 def parse_arguments(argv=None):
@@ -259,8 +268,7 @@ def main(argv=None):
         steps_by_stage = [0, 0, sum(steps_by_stage)]
     elif not variant.seg:       # READING Table VI, Model-C skips stage 1: nothing supervises it
         steps_by_stage[0] = 0
-    local = settings["batch_size"] // world
-    draws, unreadable = 0, set()
+    draws, failed, named = 0, 0, set()                               # pictures drawn, unreadable ones, their sentences
     bar = tqdm(total=sum(steps_by_stage), initial=iteration, unit="it", disable=rank > 0)
     for stage, stage_steps in zip((1, 2, 3), steps_by_stage):
         stage_start = sum(steps_by_stage[:stage - 1])
@@ -280,11 +288,9 @@ def main(argv=None):
         # Branches to run. Stage 2 needs those that the head reads: nothing else reaches a part that trains.
         runs = variant.cls if stage == 2 else {"pair": (1, 2), "degraded": (2,), "both": (1,)}[variant.images]
 
-        # Batch i of the run is draws i * B .. i * B + B - 1, whoever loads them and however often the run was stopped.
-        batches = iter(torch.utils.data.DataLoader(
+        batches = iter(torch.utils.data.DataLoader(                  # its own generator: the default one is for dropout alone
             pairs, num_workers=settings["workers"], pin_memory=device == "cuda", generator=torch.Generator(),
-            batch_sampler=[range(i * settings["batch_size"] + rank * local, i * settings["batch_size"] + (rank + 1) * local)
-                           for i in range(iteration, stage_end)]))
+            batch_sampler=(batch_draws(i, settings["batch_size"], rank, world) for i in range(iteration, stage_end))))
         while iteration < stage_end:
             try:
                 batch = next(batches)
@@ -318,19 +324,23 @@ def main(argv=None):
             bar.update()
 
             # ---------------------------------------------------------------- now and then: log, validate, save
-            draws += local
-            for sentence in "\n".join(batch["unreadable"]).split("\n"):
-                if sentence and sentence not in unreadable:
-                    unreadable.add(sentence)
+            draws += len(labels)
+            for sentence in filter(None, "\n".join(batch["unreadable"]).split("\n")):
+                failed += 1
+                if sentence not in named:
                     tqdm.write(f"warning: {sentence}; another frame of its video is used")
+                named.add(sentence)
+            if failed > max(10, 0.01 * draws):
+                data.stop(f"{failed} of {draws} draws met an unreadable picture ({len(named)} different ones), over 1 %; python data.py check "
+                          f"names them all; {out / 'last.pt'} is there to --resume from once they are replaced")
             last_step, validates = iteration == stage_end, stage > 1 and (iteration == stage_end or iteration % settings["eval_every"] == 0)
             saves = last_step or iteration % settings["save_every"] == 0
             if last_step or saves or validates or iteration % LOG_EVERY == 0:
                 line = {"iteration": iteration, "stage": stage, "lr": optimizer.param_groups[0]["lr"], "loss": loss.item(),
                         **{name: part.item() for name, part in parts.items()}}
-                if not math.isfinite(line["loss"]):
-                    data.stop(f"the loss became {line['loss']} in stage {stage} at iteration {iteration} ({line}); {out / 'last.pt'} holds "
-                              "an earlier iteration: start again with a lower --lr, or look for the input that did it")
+                if not (math.isfinite(line["loss"]) and all(parameter.isfinite().all() for parameter in parameters)):
+                    data.stop(f"the loss became {line['loss']} or a weight infinite in stage {stage} at iteration {iteration} ({line}); "
+                              f"{out / 'last.pt'} holds an earlier iteration: try a lower --lr, or look for the input that did it")
                 bar.set_postfix({"stage": stage, **{name: f"{line[name]:.3f}" for name in ("loss", *parts)}})
                 if rank == 0:
                     log.write(json.dumps(line | {"time": round(time.time(), 1)}) + "\n")
@@ -371,4 +381,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        data.stop("stopped; the same command with --resume goes on from the last save")
