@@ -130,7 +130,8 @@ def summarize(predictions, videos, method=None):
     return row
 
 
-def evaluate(net, settings, dataset, root, quality, split="test", mask="ssim", limit=None, batch_size=32, device="cpu", workers=0, amp=True):
+def evaluate(net, settings, dataset, root, quality, split="test", mask="ssim", limit=None, batch_size=32, device="cpu", workers=0,
+             amp=True):
     """One network on one data set, quality and split. Returns what --json writes: counts and numbers, overall and per method."""
     videos = data.require_videos(dataset, root, quality, split, mask)
     predictions = predict(net, videos, settings["size"], batch_size, device, workers, limit, amp, bar=f"{dataset} {quality} {split}")
@@ -141,8 +142,9 @@ def evaluate(net, settings, dataset, root, quality, split="test", mask="ssim", l
 
 
 # ---------------------------------------------------------------- the table
-COLUMNS = (("frames", "frames"), ("videos", "videos"), ("frame_acc", "Acc frame"), ("frame_auc", "AUC frame"), ("video_acc", "Acc video"),
-           ("video_auc", "AUC video"), ("frame_acc_real", "Acc real"), ("frame_acc_fake", "Acc fake"), ("iou", "IoU"), ("pixel_auc", "AUC pixel"))
+COLUMNS = (("frames", "frames"), ("videos", "videos"), ("frame_acc", "Acc frame"), ("frame_auc", "AUC frame"),
+           ("video_acc", "Acc video"), ("video_auc", "AUC video"), ("frame_acc_real", "Acc real"), ("frame_acc_fake", "Acc fake"),
+           ("iou", "IoU"), ("pixel_auc", "AUC pixel"))       # Acc real, Acc fake: of frames
 
 
 def show(value):
@@ -193,7 +195,8 @@ def main():
     parser.add_argument("--root", help="folder of the data set, default datasets/... as in README")
     parser.add_argument("--quality", nargs="+", choices=data.QUALITIES, default=["c23"], help="FF++ compression (Sec. IV-E), default c23")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default %(default)s")
-    parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="what the map is compared with, default %(default)s")
+    parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim",
+                        help="what the map is compared with, default %(default)s")
     parser.add_argument("--frames", type=int, help="at most so many frames a video, evenly spread; default all (100 in the paper)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes, default %(default)s")

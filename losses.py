@@ -56,12 +56,12 @@ VARIANTS = {
     "A": Variant("pair", seg=(1,), cls=(1,), li=True, transformer=True),         # LiSiam
     "B": Variant("pair", seg=(1, 2), cls=(1, 2), li=True, transformer=True),
     "C": Variant("pair", seg=(), cls=(1,), li=True, transformer=True),           # no mask supervision at all
-    # READING Table VI, Model-D: the text moves L_seg and L_cls from branch 1 to branch 2; the table's marks say seg1, cls1, cls2.
+    # READING Table VI: for Model-D the text moves L_seg and L_cls from branch 1 to branch 2; the table's marks say seg1, cls1, cls2.
     # They disagree. We follow the text; the authors' release does the same.
     "D": Variant("pair", seg=(2,), cls=(2,), li=True, transformer=True),
     "E": Variant("degraded", seg=(2,), cls=(2,), li=False, transformer=True),
     "F": Variant("pair", seg=(1,), cls=(1,), li=True, transformer=False),
-    # READING Table VI, Model-G: "we include both the original and quality-degraded images" as one batch of 2B for branch 1.
+    # READING Table VI: Model-G, "we include both the original and quality-degraded images" as one batch of 2B for branch 1.
     "G": Variant("both", seg=(1,), cls=(1,), li=False, transformer=True),
 }
 
@@ -73,7 +73,7 @@ def total_loss(branches, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0,
     branches: {1: LiSiamOutput, 2: LiSiamOutput}, those that ran; labels (B,) int64; mask (B, H, W) of 0 and 1.
     lambdas: for L_li, L_cls, L_seg (Sec. III-E: all 1). A weight of 0 leaves its term out and so uncomputed; that, and branches
     without cls_logits, is how train.py's stages 1 and 2 use the same sum.
-    READING Eq. (19) has three terms. aux = 0.4 adds the cross-entropy of OCR's soft regions, part of [39]'s block and in the
+    READING Eq. (19): three terms are printed. aux = 0.4 adds the cross-entropy of OCR's soft regions, part of [39]'s block and in the
     authors' release; --aux 0 switches it off.
     """
     lambda_li, lambda_cls, lambda_seg = lambdas

@@ -38,10 +38,10 @@ def ssim_map(real, fake):
     """How much each pixel's 7 x 7 surroundings changed: 255 (1 - SSIM), (H, W) float32, 0 = not at all, up to 510.
 
     real, fake: (H, W, 3) uint8 RGB of one frame and one box, H and W at least 7. Raises ValueError if their shapes differ.
-    READING Sec. III-E multiplies the SSIM map by 255. SSIM is 1 where frames agree, so that as printed (SSIM x 255 > 20) 98 to 100 %
+    READING Sec. III-E: "multiplied by 255". SSIM is 1 where frames agree, so that as printed (SSIM x 255 > 20) 98 to 100 %
     of every frame would be "manipulated"; we use 1 - SSIM, which gives the masks of Fig. 3.
-    READING grey, 7 x 7 uniform window, float32: scikit-image's defaults. The Gaussian window of [40] flags 0.02 of the frame less and
-    takes twice the time.
+    READING Sec. III-E: grey, 7 x 7 uniform window, float32: scikit-image's defaults. The Gaussian window of [40] flags 0.02 of the
+    frame less and takes twice the time.
     """
     grey_real, grey_fake = grey_pair(real, fake)
     _, ssim = structural_similarity(grey_real, grey_fake, win_size=7, data_range=255, full=True)   # (H, W), in [-1, 1]
@@ -71,7 +71,7 @@ MASKS = {"ssim": ssim_mask, "diff": diff_mask}
 def best_pairs(dataset, root, kind):
     """[(fake Video, quality)]: every fake with a real twin, in the best quality in which both are on disk.
 
-    READING: the paper does not say from which quality. Compression itself changes structure: masks from c40 flag 0.56 of a face box
+    READING Sec. III-E: nothing says from which quality. Compression itself changes structure: masks from c40 flag 0.56 of a face box
     and 0.36 of what lies outside it, masks from c23 0.40 and 0.04, masks from raw the same as c23 within 0.01. So: c0, else c23, else
     c40 with a warning; reused for every quality; the two frames of a pair never from different qualities.
     """

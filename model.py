@@ -164,7 +164,7 @@ class SeparableConvUnit(nn.Module):
 
     READING Sec. III-E: only the output size is printed. Two strided steps give 37 -> 19 -> 10; padding the 1x1 convolutions by
     one, as the authors' release does, gives 37 -> 19 -> 21 -> 11 -> 13. One ReLU, between the two; dropout 0.1 by channel.
-    DEPARTURE from the release: its 3x3 convolutions are dense (4.7 M parameters more); Sec. III-A says separable [32], so ours are.
+    DEPARTURE Sec. III-A: the release has dense 3x3 convolutions, 4.7 M parameters more; the text says separable [32], so ours are.
     """
 
     def __init__(self, channels):
@@ -242,7 +242,7 @@ class MLPHead(nn.Module):
     """Two linear layers on the pooled features: Z (B, 1024, 13, 13) -> alpha (B, num_classes).
 
     READING Sec. III-A: "two linear layers"; the hidden width (that of the input) with BatchNorm and ReLU is the release's.
-    READING Eq. (1) has no f_aap, and its brackets do not balance; Eq. (18) has it, so pooling belongs here.
+    READING Eq. (1): it has no f_aap, and its brackets do not balance; Eq. (18) has it, so pooling belongs here.
     """
 
     def __init__(self, channels, num_classes=2):
@@ -267,7 +267,7 @@ class LiSiam(nn.Module):
 
     READING Sec. III-A: the branches share weights, but BatchNorm sees each branch's batch on its own: two passes, clean first.
     Joined into one batch of 2B the statistics differ, and with them the gradients (cosine about 0 at the start of training).
-    READING Table VI, Model-F: "without the Mask-guided Transformer" pools X_c (512) into f_mlp; the release has only 2 map channels.
+    READING Table VI: Model-F, "without the Mask-guided Transformer" pools X_c (512) into f_mlp; the release has only 2 map channels.
     """
 
     def __init__(self, width=1.0, num_classes=2, transformer=True):

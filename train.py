@@ -39,12 +39,12 @@ from model import load_xception_weights
 # ---------------------------------------------------------------- Sec. IV-B: the paper's settings, and the demo's
 PAPER = dict(
     quality="c23", iterations=[146000, 16000, 324000], batch_size=32, width=1.0, size=299, pretrained="imagenet",
-    optimizer="sgd",            # READING: momentum 0.9, weight decay 5e-4 are the authors' release's; the paper says SGD only
-    lr=0.002, eval_every=5400,  # READING: the paper does not say which weights it reports; the release takes the best val of 30 epochs
+    optimizer="sgd",            # READING Sec. IV-B: momentum 0.9, weight decay 5e-4 are the authors' release's; the paper says SGD only
+    lr=0.002, eval_every=5400,  # READING Sec. IV-B: which weights count is not said; best val AUC, each 30 epochs as released
     save_every=1000, val_frames=None, lambdas=[1.0, 1.0, 1.0],
-    li_by_stage=[1.0, 0.0, 1.0],  # READING: stage 1 is Eq. (19) without the frozen L_cls, so seg + li; stage 2 has L_cls alone
+    li_by_stage=[1.0, 0.0, 1.0],  # READING Sec. IV-B: stage 1 is Eq. (19) less the frozen L_cls; stage 2 is L_cls alone
 )
-# DEPARTURE, each entry: minutes on two cores, from random weights, instead of days on a GPU from ImageNet's.
+# DEPARTURE Sec. IV-B: each entry below. Minutes on two cores, from random weights, instead of days on a GPU from ImageNet's.
 DEMO = {**PAPER, **dict(
     iterations=[300, 60, 840], batch_size=16, eval_every=200, save_every=100,
     width=0.125, size=data.DEMO_SIZE,   # 0.5 of 32.3 million parameters; 107 px leave a 13 x 13 map
@@ -58,7 +58,7 @@ LOG_EVERY = 20                  # iterations between two lines of log.jsonl; on 
 def poly_lr(step, max_steps, base_lr, power=0.9):
     """Sec. IV-B "poly" policy. step counts 0 .. max_steps - 1 within one stage; returns the rate for that step.
 
-    READING: it restarts in each stage, as in the authors' release (which also has a floor of 1 %; we have none).
+    READING Sec. IV-B: it restarts in each stage, as in the authors' release (which also has a floor of 1 %; we have none).
     """
     return base_lr * (1 - step / max_steps) ** power
 
@@ -66,8 +66,8 @@ def poly_lr(step, max_steps, base_lr, power=0.9):
 def freeze(net, stage):
     """Sets what the stage trains and returns its parameters: 1 segmentation, 2 classification, 3 (and the baseline) everything.
 
-    DEPARTURE: the authors' release clears requires_grad only, so that BatchNorm statistics and dropout of frozen parts go on. Here a
-    frozen part is in eval mode and bit-identical afterwards.
+    DEPARTURE Sec. IV-B: the authors' release clears requires_grad only, so that BatchNorm statistics and dropout of frozen parts
+    go on. Here a frozen part is in eval mode and bit-identical afterwards.
     """
     net.train().requires_grad_(True)
     for module in [] if stage == 3 else net.classification_modules() if stage == 1 else net.segmentation_modules():
@@ -138,7 +138,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--variant", choices=list(VARIANTS), default="A", help="Table VI, default A = LiSiam")
     parser.add_argument("--iqd", action="store_true", help="degrade the Xception baseline's input (Table V)")
     parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="X_gt (Table VII); given: a benchmark's own")
-    parser.add_argument("--iterations", type=int, nargs=3, metavar=("SEG", "CLS", "ALL"), help="per stage; the paper's are 146000 16000 324000")
+    parser.add_argument("--iterations", type=int, nargs=3, metavar=("SEG", "CLS", "ALL"),
+                        help="steps per stage; the paper's are 146000 16000 324000")
     parser.add_argument("--batch-size", type=int, help="pairs, over all processes (Sec. IV-B), default 32")
     parser.add_argument("--lr", type=float, help="initial rate (Sec. IV-B), default 0.002")
     parser.add_argument("--lambdas", type=float, nargs=3, metavar=("LI", "CLS", "SEG"), help="Eq. (19), default 1 1 1")
@@ -264,9 +265,9 @@ def main(argv=None):
             save_last(None)
 
     # ---------------------------------------------------------------- Sec. IV-B: the three stages
-    if baseline:                # READING Tables I-V: one stage, cross-entropy, and as many steps as LiSiam, so that they compare
+    if baseline:                # READING Table I: the baseline has one stage, cross-entropy, and LiSiam's total of steps, to compare
         steps_by_stage = [0, 0, sum(steps_by_stage)]
-    elif not variant.seg:       # READING Table VI, Model-C skips stage 1: nothing supervises it
+    elif not variant.seg:       # READING Table VI: Model-C skips stage 1: nothing supervises it
         steps_by_stage[0] = 0
     draws, failed, named = 0, 0, set()                               # pictures drawn, unreadable ones, their sentences
     bar = tqdm(total=sum(steps_by_stage), initial=iteration, unit="it", disable=rank > 0)
@@ -276,7 +277,7 @@ def main(argv=None):
         if iteration >= stage_end:
             continue
         parameters = freeze(net, stage)
-        optimizer = make_optimizer(parameters, settings, device)     # READING: momentum starts anew with the schedule
+        optimizer = make_optimizer(parameters, settings, device)     # READING Sec. IV-B: momentum starts anew with the schedule
         if checkpoint and checkpoint["optimizer"] and iteration > stage_start:
             optimizer.load_state_dict(checkpoint["optimizer"])
         checkpoint = None
@@ -324,7 +325,7 @@ def main(argv=None):
             bar.update()
 
             # ---------------------------------------------------------------- now and then: log, validate, save
-            draws += len(labels)
+            draws += len(batch["label"])
             for sentence in filter(None, "\n".join(batch["unreadable"]).split("\n")):
                 failed += 1
                 if sentence not in named:
@@ -333,7 +334,8 @@ def main(argv=None):
             if failed > max(10, 0.01 * draws):
                 data.stop(f"{failed} of {draws} draws met an unreadable picture ({len(named)} different ones), over 1 %; python data.py check "
                           f"names them all; {out / 'last.pt'} is there to --resume from once they are replaced")
-            last_step, validates = iteration == stage_end, stage > 1 and (iteration == stage_end or iteration % settings["eval_every"] == 0)
+            last_step = iteration == stage_end
+            validates = stage > 1 and (last_step or iteration % settings["eval_every"] == 0)     # before, the head is untrained
             saves = last_step or iteration % settings["save_every"] == 0
             if last_step or saves or validates or iteration % LOG_EVERY == 0:
                 line = {"iteration": iteration, "stage": stage, "lr": optimizer.param_groups[0]["lr"], "loss": loss.item(),
