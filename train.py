@@ -42,7 +42,7 @@ PAPER = dict(
     optimizer="sgd",            # READING Sec. IV-B: momentum 0.9, weight decay 5e-4 are the authors' release's; the paper says SGD only
     lr=0.002, eval_every=5400,  # READING Sec. IV-B: which weights count is not said; best val AUC, each 30 epochs as released
     save_every=1000, val_frames=None, lambdas=[1.0, 1.0, 1.0],
-    li_by_stage=[1.0, 0.0, 1.0],  # READING Sec. IV-B: stage 1 is Eq. (19) less the frozen L_cls; stage 2 is L_cls alone
+    li_by_stage=[1.0, 0.0, 1.0],
 )
 # DEPARTURE Sec. IV-B: each entry below. Minutes on two cores, from random weights, instead of days on a GPU from ImageNet's.
 DEMO = {**PAPER, **dict(
@@ -73,6 +73,16 @@ def freeze(net, stage):
     for module in [] if stage == 3 else net.classification_modules() if stage == 1 else net.segmentation_modules():
         module.eval().requires_grad_(False)
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def stage_weights(settings, stage):
+    """Eq. (19)'s weights in a stage: (lambda_li, lambda_cls, lambda_seg), aux. A weight of 0 leaves its loss out.
+
+    READING Sec. IV-B: which losses a stage has is not said. Stage 1 is Eq. (19) without L_cls, whose head is frozen (and not run);
+    stage 2 is L_cls alone, as nothing else reaches what it trains; stage 3 is all of it.
+    """
+    li, cls, seg = settings["lambdas"]
+    return ((0, cls, 0), 0) if stage == 2 else ((li * settings["li_by_stage"][stage - 1], cls, seg), settings["aux"])
 
 
 def make_optimizer(parameters, settings, device):
@@ -198,6 +208,15 @@ def main(argv=None):
     device, out, variant = settings["device"], Path(settings["out"]), VARIANTS[settings["variant"]]
     baseline, steps_by_stage, seed = settings["model"] == "xception", list(settings["iterations"]), settings["seed"]
 
+    if baseline:                # READING Table I: the baseline has one stage, cross-entropy, and LiSiam's total of steps, to compare
+        steps_by_stage = [0, 0, sum(steps_by_stage)]
+    elif not variant.seg:       # READING Table VI: Model-C skips stage 1: nothing supervises it
+        steps_by_stage[0] = 0
+    for stage, stage_steps in zip((1, 2, 3), steps_by_stage):
+        (li, cls, seg), aux = stage_weights(settings, stage)
+        if stage_steps and not baseline and not (li * variant.li or cls * (stage > 1) or (seg or aux) * bool(variant.seg)):
+            data.stop(f"stage {stage} has nothing to train with these --lambdas and --aux; give it 0 --iterations, or a loss")
+
     # ---------------------------------------------------------------- one process a GPU under torchrun, else just one
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if world > 1:
@@ -265,10 +284,6 @@ def main(argv=None):
             save_last(None)
 
     # ---------------------------------------------------------------- Sec. IV-B: the three stages
-    if baseline:                # READING Table I: the baseline has one stage, cross-entropy, and LiSiam's total of steps, to compare
-        steps_by_stage = [0, 0, sum(steps_by_stage)]
-    elif not variant.seg:       # READING Table VI: Model-C skips stage 1: nothing supervises it
-        steps_by_stage[0] = 0
     draws, failed, named = 0, 0, set()                               # pictures drawn, unreadable ones, their sentences
     bar = tqdm(total=sum(steps_by_stage), initial=iteration, unit="it", disable=rank > 0)
     for stage, stage_steps in zip((1, 2, 3), steps_by_stage):
@@ -282,9 +297,7 @@ def main(argv=None):
             optimizer.load_state_dict(checkpoint["optimizer"])
         checkpoint = None
         parallel = net if world == 1 else torch.nn.parallel.DistributedDataParallel(net)
-        lambda_li, lambda_cls, lambda_seg = settings["lambdas"]
-        lambdas = (lambda_li * settings["li_by_stage"][stage - 1], lambda_cls, lambda_seg) if stage != 2 else (0, lambda_cls, 0)
-        aux = settings["aux"] if stage != 2 else 0
+        lambdas, aux = stage_weights(settings, stage)
         heads = [stage > 1 and n in variant.cls for n in (1, 2)]     # stage 1 has no use for f_scu, f_mt, f_mlp
         # Branches to run. Stage 2 needs those that the head reads: nothing else reaches a part that trains.
         runs = variant.cls if stage == 2 else {"pair": (1, 2), "degraded": (2,), "both": (1,)}[variant.images]

@@ -144,6 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(maske
 
 def test_missing_masks_and_iqd_without_the_baseline_are_said(tiny_tree, tmp_path, capsys):
     assert "--iqd" in stopped(capsys, *SMALL, "--root", tiny_tree, "--iqd")
+    assert "nothing to train" in stopped(capsys, *SMALL, "--root", tiny_tree, "--out", tmp_path / "n", "--lambdas", 1, 0, 1)
     assert "without masks" in stopped(capsys, *SMALL, "--root", tiny_tree, "--out", tmp_path / "r", "--mask", "given")
 
 
