@@ -1,7 +1,10 @@
 """masks.py beside Sec. III-E and Fig. 3: what SSIM and DIFF masks mark, and what the command line leaves on disk."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -136,3 +139,20 @@ def test_the_command_line_writes_masks_and_says_where_it_looked(tiny_tree, tmp_p
     assert (tiny_tree / "manipulated_sequences/NeuralTextures/masks_diff/054_071/0000.png").exists()
     empty = subprocess.run([*run, tmp_path / "nowhere"], cwd=ROOT, capture_output=True, text=True)
     assert empty.returncode == 2 and str(tmp_path / "nowhere") in empty.stderr and "Traceback" not in empty.stderr
+
+
+def test_killed_at_any_moment_then_run_again_gives_the_same_tree(tmp_path):
+    def tree(root):
+        return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    whole, killed = (write_tiny_tree(tmp_path / name, frames=30) for name in ("whole", "killed"))
+    masks.write_masks("ff++", whole, "ssim", workers=1)
+    code = "import sys, masks; masks.write_masks('ff++', sys.argv[1], 'ssim', 1)"
+    for enough in (20, 200):                                     # of 3 * 8 * 30
+        process = subprocess.Popen([sys.executable, "-c", code, str(killed)], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+        while len(list(killed.glob("manipulated_sequences/*/masks_ssim/*/*.png"))) < enough and process.poll() is None:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert enough <= len(list(killed.glob("manipulated_sequences/*/masks_ssim/*/*.png"))) < 720
+    masks.write_masks("ff++", killed, "ssim", workers=1)
+    assert tree(killed) == tree(whole)
