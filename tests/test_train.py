@@ -1,11 +1,11 @@
 """train.py beside Sec. IV-B: the three stages, the schedule, and a run that can be killed and gone on with."""
 
+import datetime
 import json
 import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -242,9 +242,10 @@ def gradients(net, images, degraded, labels, mask):
     return loss.detach()
 
 
-def half_of_the_batch(rank, port, folder):
+def half_of_the_batch(rank, folder):
     """One of two gloo processes: half of the batch through DistributedDataParallel, BatchNorm in eval mode."""
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2,
+                                         timeout=datetime.timedelta(seconds=60))
     torch.set_num_threads(1)
     saved = torch.load(folder / "batch.pt", weights_only=True)
     net = LiSiam(0.02)
@@ -254,6 +255,7 @@ def half_of_the_batch(rank, port, folder):
     torch.distributed.all_reduce(loss)
     if rank == 0:
         torch.save({"loss": loss / 2, **{name: p.grad for name, p in net.named_parameters()}}, folder / "grads.pt")
+    torch.distributed.barrier()                                     # nobody leaves while the other still talks
     torch.distributed.destroy_process_group()
 
 
@@ -264,10 +266,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
              "mask": torch.randint(0, 2, (4, 48, 48))}
     torch.save({"model": net.state_dict(), **batch}, tmp_path / "batch.pt")
     loss = gradients(net, *batch.values())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(half_of_the_batch, (port, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(half_of_the_batch, (tmp_path,), nprocs=2)
     together = torch.load(tmp_path / "grads.pt", weights_only=True)
     torch.testing.assert_close(together.pop("loss"), loss, rtol=1e-5, atol=1e-5)
     for name, parameter in net.named_parameters():
