@@ -11,6 +11,7 @@ Accuracy is at P(fake) > 0.5. FF++'s test set has four fakes to each real: "all 
 stand beside it. AUC is undefined (n/a), not 0 or 1, where only one class is there.
 
     python evaluate.py --checkpoint runs/NAME/best.pt --data ff++ --quality c0 c23 c40 [--split test] [--json FILE]
+    python evaluate.py --checkpoint runs/NAME/best.pt --image photo.jpg ... | --video clip.mp4 [--crop auto|none]
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -165,6 +167,87 @@ def table(results):
     return "\n".join(lines + notes)
 
 
+# ---------------------------------------------------------------- one picture, one video
+@torch.inference_mode()
+def judge(net, crops, size, device="cpu"):
+    """Face crops (Pillow RGB) through Eq. (1), one by one -> P(fake) of each, and its map (S, S) of P(fake), None for the baseline."""
+    scores, maps = [], []
+    for crop in crops:
+        images = data.to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))[None].to(device)
+        output = net(data.to_input(images))
+        cls_logits = output if torch.is_tensor(output) else output.cls_logits
+        scores.append(1 - cls_logits.double().softmax(dim=1)[0, 0].item())
+        maps.append(None if torch.is_tensor(output) else F.interpolate(output.seg_logits.softmax(dim=1)[:, 1:], size=(size, size),
+                                                                       mode="bilinear", align_corners=False)[0, 0].cpu().numpy())
+    return scores, maps
+
+
+def draw_map(picture, box, probs):
+    """The picture with the forgery map over the face: the redder, the likelier forged. box (x, y, side), probs (S, S) in 0..1."""
+    x, y, side = box
+    strength = Image.fromarray((160 * probs).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
+    drawn = picture.copy()
+    drawn.paste(Image.new("RGB", (side, side), (255, 0, 0)), (x, y), strength)
+    return drawn
+
+
+def look_at_images(net, settings, paths, crop, detector, device, folder):
+    """P(fake) of every face of every picture, printed, and the maps drawn over the pictures as PNG. Returns how many faces."""
+    faces = 0
+    for path in paths:
+        try:
+            picture = data.read_image(path)
+        except ValueError as error:
+            print(error)
+            continue
+        boxes = [(0, 0, min(picture.size))] if crop == "none" else [
+            data.square_box(box, data.CROP_SCALE[detector], *picture.size) for box in data.load_detector(detector)(np.asarray(picture))]
+        if not boxes:
+            print(f"{path}: {detector} finds no face; if the picture is a face crop already, --crop none takes it as it is")
+        if crop == "none" and picture.width != picture.height:
+            data.stop(f"{path} is {picture.width} x {picture.height}, but --crop none takes square face crops; leave it out for a photo")
+        scores, maps = judge(net, [picture.crop((x, y, x + side, y + side)) for x, y, side in boxes], settings["size"], device)
+        for number, (box, score, probs) in enumerate(zip(boxes, scores, maps), start=1):
+            where = "as it is" if crop == "none" else "at x {}, y {}, side {}".format(*box)
+            print(f"{path}: face {number} ({where}): P(fake) {score:.3f}")
+            picture = picture if probs is None else draw_map(picture, box, probs)
+        if boxes and maps[0] is not None:
+            target = folder / f"{Path(path).stem}_map.png"
+            picture.save(target)
+            print(f"  map drawn over it: {target}")
+        faces += len(boxes)
+    return faces
+
+
+def look_at_video(net, settings, path, frames, detector, device, folder):
+    """The mean P(fake) of a video's evenly spread frames and its spread; the map over the most suspicious frame as PNG."""
+    path = Path(path)
+    if not path.exists():
+        data.stop(f"no video {path}")
+    try:
+        numbers = data.frame_numbers(path)
+        wanted = [numbers[k] for k in np.linspace(0, len(numbers) - 1, min(frames, len(numbers))).round().astype(int)]
+        boxes, borrowed = data.find_boxes(path, wanted, detector)
+        if not boxes:
+            data.stop(f"{path}: {detector} finds no face in {len(wanted)} frames")
+        scores, worst = [], (-1.0, None)
+        for index, frame in data.read_frames(path, wanted):
+            x, y, side = box = boxes[index][:3]
+            picture = Image.fromarray(frame)
+            (score,), (probs,) = judge(net, [picture.crop((x, y, x + side, y + side))], settings["size"], device)
+            scores.append(score)
+            if score > worst[0]:
+                worst = score, probs is not None and draw_map(picture, box, probs), index
+    except data.Undecodable as problem:
+        data.stop(str(problem))
+    print(f"{path}: P(fake) {np.mean(scores):.3f}, the mean of {len(scores)} frames (standard deviation {np.std(scores):.3f}, lowest "
+          f"{min(scores):.3f}, highest {max(scores):.3f}; {borrowed} frames took a neighbour's box)")
+    if worst[1]:
+        target = folder / f"{path.stem}_map.png"
+        worst[1].save(target)
+        print(f"  map drawn over frame {worst[2]}, the highest: {target}")
+
+
 # ---------------------------------------------------------------- checkpoints
 def load_network(path, device="cpu"):
     """A checkpoint of train.py -> (network in eval mode, its settings). Only tensors and plain values are read: no code runs."""
@@ -203,8 +286,23 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
     parser.add_argument("--json", help="also write the numbers to this file")
+    parser.add_argument("--image", nargs="+", help="instead of a data set: P(fake) of the faces in these pictures")
+    parser.add_argument("--video", help="instead of a data set: P(fake) of this video, the mean over --frames (default 100) frames")
+    parser.add_argument("--crop", choices=["auto", "none"], default="auto", help="none: the pictures are face crops already, default auto")
+    parser.add_argument("--detector", choices=list(data.CROP_SCALE), default="centerface", help="as trained with, default %(default)s")
+    parser.add_argument("--figures", help="folder for the maps of --image and --video, default the checkpoint's")
     args = parser.parse_args()
     net, settings = load_network(args.checkpoint, args.device)
+    if args.image or args.video:
+        folder = Path(args.figures or Path(args.checkpoint).parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        if args.video:
+            look_at_video(net, settings, args.video, args.frames or 100, args.detector, args.device, folder)
+        if args.image and not look_at_images(net, settings, args.image, args.crop, args.detector, args.device, folder):
+            data.stop("no face was judged; the reasons are above")
+        print("A score is no proof: it tells how much a face resembles the fakes this network was trained on"
+              + (", which were drawn ones." if settings["data"] == "demo" else "."))
+        return
     root = Path(args.root or data.DEFAULT_ROOTS[args.data])
     results = [evaluate(net, settings, args.data, root, quality, args.split, args.mask, args.frames, args.batch_size, args.device,
                         args.workers, not args.no_amp) for quality in args.quality]

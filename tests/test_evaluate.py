@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import types
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import data
 import evaluate
@@ -180,3 +182,49 @@ def test_a_wrong_or_hostile_checkpoint_gets_one_sentence_and_runs_no_code(conten
 def test_the_command_line_answers_help_and_a_wrong_path_without_traceback():
     done = subprocess.run([sys.executable, "evaluate.py", "--checkpoint", "nowhere.pt"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "nowhere.pt" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- one picture
+class Left(torch.nn.Module):
+    """P(fake) = 0.7 for every crop; the map says the left half is forged."""
+
+    def forward(self, images):
+        return types.SimpleNamespace(cls_logits=torch.tensor([[0.3, 0.7]]).log(), seg_logits=Stub()(images).seg_logits)
+
+
+def test_a_photo_is_cut_as_in_training_judged_and_drawn_over(tmp_path, capsys):
+    from skimage import data as pictures
+    photo = tmp_path / "astronaut.png"
+    Image.fromarray(pictures.astronaut()).save(photo)
+    assert evaluate.look_at_images(Left(), {"size": 48}, [photo], "auto", "lbp", "cpu", tmp_path) >= 1
+    text = capsys.readouterr().out
+    assert "P(fake) 0.700" in text
+    x, y, side = (int(v) for v in re.search(r"x (\d+), y (\d+), side (\d+)", text).groups())
+    assert x < 220 < x + side and y < 110 < y + side                  # her nose
+    before, after = np.asarray(Image.open(photo)).astype(int), np.asarray(Image.open(tmp_path / "astronaut_map.png")).astype(int)
+    left, right = (np.abs(after - before)[y + 5:y + side - 5, a:b].mean() for a, b in ((x + 5, x + side // 3), (x + 2 * side // 3, x + side)))
+    assert left > 20 > 5 > right and (after == before)[:, :x].all()   # red on the left half of the face, nothing outside it
+
+
+def test_no_face_is_said_not_guessed_and_a_crop_goes_in_as_it_is(tmp_path, capsys):
+    crop, text = tmp_path / "crop.png", tmp_path / "text.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(crop)
+    text.write_text("no picture")
+    assert evaluate.look_at_images(Left(), {"size": 48}, [crop, text], "auto", "lbp", "cpu", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "finds no face" in said and "cannot be read" in said
+    assert evaluate.look_at_images(Left(), {"size": 48}, [crop], "none", "lbp", "cpu", tmp_path) == 1
+    assert "as it is): P(fake) 0.700" in capsys.readouterr().out
+
+
+def test_a_video_is_the_mean_of_its_frames(tmp_path, capsys):
+    """A folder of full frames serves as a video; the same face moves, the brightness and with it Stub's score changes."""
+    from skimage import data as pictures
+    frames = tmp_path / "clip"
+    frames.mkdir()
+    for k in range(4):
+        Image.fromarray(np.clip(pictures.astronaut()[:300, 60:460] * (0.7 + 0.1 * k), 0, 255).astype(np.uint8)).save(frames / f"{k}.png")
+    evaluate.look_at_video(Stub(), {"size": 48}, frames, 3, "lbp", "cpu", tmp_path)
+    said = capsys.readouterr().out
+    mean, low, high = (float(re.search(word + r" (\d\.\d+)", said)[1]) for word in (r"P\(fake\)", "lowest", "highest"))
+    assert low < mean < high and "3 frames" in said and "frame 3, the highest" in said and (tmp_path / "clip_map.png").exists()
