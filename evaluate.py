@@ -200,8 +200,13 @@ def look_at_images(net, settings, paths, crop, detector, device, folder):
         except ValueError as error:
             print(error)
             continue
-        boxes = [(0, 0, min(picture.size))] if crop == "none" else [
-            data.square_box(box, data.CROP_SCALE[detector], *picture.size) for box in data.load_detector(detector)(np.asarray(picture))]
+        boxes = [(0, 0, min(picture.size))]
+        if crop == "auto":
+            found = [data.square_box(box, data.CROP_SCALE[detector], *picture.size) for box in data.load_detector(detector)(np.asarray(picture))]
+            boxes = []                                           # largest first; one with its middle in a larger one is the same face
+            for x, y, side in sorted(found, key=lambda box: -box[2]):
+                if not any(0 < x + side / 2 - u < width and 0 < y + side / 2 - v < width for u, v, width in boxes):
+                    boxes.append((x, y, side))
         if not boxes:
             print(f"{path}: {detector} finds no face; if the picture is a face crop already, --crop none takes it as it is")
         if crop == "none" and picture.width != picture.height:
@@ -212,7 +217,7 @@ def look_at_images(net, settings, paths, crop, detector, device, folder):
             print(f"{path}: face {number} ({where}): P(fake) {score:.3f}")
             picture = picture if probs is None else draw_map(picture, box, probs)
         if boxes and maps[0] is not None:
-            target = folder / f"{Path(path).stem}_map.png"
+            target = folder / f"{Path(path).absolute().parent.name}_{Path(path).stem}_map.png"
             picture.save(target)
             print(f"  map drawn over it: {target}")
         faces += len(boxes)
@@ -283,7 +288,7 @@ def main():
     parser.add_argument("--frames", type=int, help="at most so many frames a video, evenly spread; default all (100 in the paper)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes, default %(default)s")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
     parser.add_argument("--json", help="also write the numbers to this file")
     parser.add_argument("--image", nargs="+", help="instead of a data set: P(fake) of the faces in these pictures")

@@ -164,7 +164,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--val-frames", type=int, help="at most so many frames a validation video, default all")
     parser.add_argument("--save-every", type=int, help="iterations between two last.pt, default 1000")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes, default %(default)s")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--out", help="folder of the run, default runs/ and a name made of the settings")
@@ -180,8 +180,9 @@ def parse_arguments(argv=None):
         settings["out"] = "runs/demo" if name == ["demo", "c23", "lisiam"] else "runs/" + "-".join(name)
     if settings["iqd"] and settings["model"] != "xception":
         data.stop("--iqd degrades the input of --model xception; LiSiam has its degraded branch already")
-    if min(settings["iterations"]) < 0 or settings["batch_size"] < 2 or settings["size"] < 23:
-        data.stop("--iterations must not be negative, --batch-size at least 2 (BatchNorm), --size at least 23 (a map of 3 x 3 cells)")
+    if min(settings["iterations"]) < 0 or settings["batch_size"] < 2 or settings["size"] < 23 or not 0 <= settings["seed"] < 2 ** 31:
+        data.stop("--iterations must not be negative, --batch-size at least 2 (BatchNorm), --size at least 23 (a map of 3 x 3 cells), "
+                  "--seed from 0 to 2147483647")
     return settings
 
 
