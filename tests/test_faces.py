@@ -3,18 +3,15 @@
 import builtins
 import hashlib
 import json
-import os
+import multiprocessing
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 from skimage import data as pictures
 
@@ -74,6 +71,12 @@ def names(folder):
     return sorted(p.name for p in folder.glob("*.png"))
 
 
+def job(name, source, outputs, frames, size=64):
+    """A FaceJob whose boxes lie beside the faces/ folders."""
+    boxes = outputs[0][1].parent.parent / "boxes" / f"{name}_{frames}.json"
+    return faces.FaceJob(name, source, outputs, boxes, frames, size, "lbp")
+
+
 # ---------------------------------------------------------------- boxes
 def test_square_box_is_squared_scaled_and_kept_inside():
     assert faces.square_box((100, 100, 180, 200), 1.3, 640, 480) == (75, 85, 130)   # centre (140, 150), side 130
@@ -93,14 +96,14 @@ def test_a_frame_without_a_face_takes_the_nearest_box(tmp_path, monkeypatch):
     at = {1: (10, 10, 50, 50), 4: (200, 100, 240, 140)}
     detect = lambda frame: [box for k, box in at.items() if frame[0, 0, 0] == 10 * k]
     monkeypatch.setattr(faces, "load_detector", lambda name: detect)
-    boxes, borrowed = faces.find_boxes(folder_video(tmp_path / "v", 6), list(range(6)), "centerface")
+    boxes, borrowed = faces.find_boxes(folder_video(tmp_path / "v", 6), 6, "centerface")
     assert borrowed == 4
-    left, right = (4, 4, 52, 400), (194, 94, 52, 400)
+    left, right = [4, 4, 52, 400], [194, 94, 52, 400]
     assert boxes == {0: left, 1: left, 2: left, 3: right, 4: right, 5: right}
 
 
 def test_lbp_finds_the_astronaut_and_follows_her(tmp_path):
-    boxes, borrowed = faces.find_boxes(folder_video(tmp_path / "v", 12), [0, 11], "lbp")
+    boxes, borrowed = faces.find_boxes(folder_video(tmp_path / "v", 12), 2, "lbp")
     assert borrowed == 0
     (x0, y0, side, _), (x1, y1, _, _) = boxes[0], boxes[11]   # her eyes are at about (149, 113), (190, 111) in the cut
     assert x0 < 149 < 190 < x0 + side and y0 < 111 < y0 + side and 80 < side < 250
@@ -109,9 +112,9 @@ def test_lbp_finds_the_astronaut_and_follows_her(tmp_path):
 
 def test_no_face_at_all_is_reported_and_nothing_written(tmp_path):
     video = folder_video(tmp_path / "v", 3, noise=range(3))
-    report = faces.crop_group(("v", video, [(video, tmp_path / "faces" / "v")], 3, 64, "lbp"))
-    assert report["no_face"] == [f"{video}: lbp finds no face in 3 frames (group v)"] and report["written"] == 0
-    assert not (tmp_path / "faces").exists()
+    report = faces.crop_group(job("v", video, [(video, tmp_path / "faces" / "v")], 3))
+    assert report["problems"] == [f"{video}: lbp finds no face in 3 frames (v: 1 videos not cut)"] and report["written"] == 0
+    assert not (tmp_path / "faces").exists() and not (tmp_path / "boxes").exists()
 
 
 # ---------------------------------------------------------------- frames
@@ -148,13 +151,13 @@ def test_undecodable_sources_get_one_sentence_and_do_not_stop_the_others(tmp_pat
     if ffmpeg_or_none():
         (tmp_path / "text.mp4").write_text("not a video")
         outputs.insert(0, (tmp_path / "text.mp4", out / "text"))
-    report = faces.crop_group(("g", real, outputs, 4, 64, "lbp"))
-    assert report["written"] == 1 and len(report["undecodable"]) == len(outputs) - 1
-    assert str(broken) in report["undecodable"][-1]
-    assert all("cannot be " in sentence and "\n" not in sentence for sentence in report["undecodable"])
+    report = faces.crop_group(job("real", real, outputs, 4))
+    assert report["written"] == 1 and len(report["problems"]) == len(outputs) - 1
+    assert str(broken) in report["problems"][-1]
+    assert all("cannot be " in sentence and "\n" not in sentence for sentence in report["problems"])
     assert sorted(p.name for p in out.iterdir()) == ["real"]    # no half-written folder either
-    report = faces.crop_group(("g", broken, [(real, out / "again")], 6, 64, "lbp"))
-    assert report["written"] == 0 and "group g" in report["undecodable"][0]
+    report = faces.crop_group(job("broken", broken, [(real, out / "again")], 6))
+    assert report["written"] == 0 and "broken: 1 videos not cut" in report["problems"][0]
 
 
 def test_a_damaged_video_is_named_not_patched(tmp_path, capsys):
@@ -167,9 +170,9 @@ def test_a_damaged_video_is_named_not_patched(tmp_path, capsys):
     middle = len(raw) // 2
     raw[middle:middle + 4000] = bytes(b ^ 0x5A for b in raw[middle:middle + 4000])
     video.write_bytes(raw)
-    with pytest.raises(faces.Undecodable, match="cannot be decoded to its end"):
+    with pytest.raises(faces.CannotCut, match="cannot be decoded to its end"):
         list(faces.read_frames(video, [0, 19]))
-    with pytest.raises(faces.Undecodable, match="cannot be decoded to its end"):
+    with pytest.raises(faces.CannotCut, match="cannot be decoded to its end"):
         faces.frame_numbers(video)
 
 
@@ -177,8 +180,8 @@ def test_a_damaged_video_is_named_not_patched(tmp_path, capsys):
 def test_one_box_cuts_real_and_fake_and_a_short_fake_keeps_what_it_has(tmp_path):
     real, fake = make_video(tmp_path / "000", 10), make_video(tmp_path / "000_003", 6, mark=80)
     out = tmp_path / "faces"
-    job = ("000", real, [(real, out / "000"), (fake, out / "000_003")], 4, 96, "lbp")
-    report = faces.crop_group(job)
+    group = job("000", real, [(real, out / "000"), (fake, out / "000_003")], 4, 96)
+    report = faces.crop_group(group)
     assert report["written"] == 2 and len(report["notes"]) == 1
     assert names(out / "000") == ["0000.png", "0003.png", "0006.png", "0009.png"]       # round(linspace(0, 9, 4))
     assert names(out / "000_003") == ["0000.png", "0003.png"]                           # it has frames 0 .. 5
@@ -186,11 +189,11 @@ def test_one_box_cuts_real_and_fake_and_a_short_fake_keeps_what_it_has(tmp_path)
         a, b = (np.asarray(Image.open(out / v / k)).astype(int) for v in ("000", "000_003"))
         assert a.shape == (96, 96, 3) and np.median(np.abs(a - b)) <= 3 and np.abs(a - b).max() > 40
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
-    again = faces.crop_group(job)
+    again = faces.crop_group(group)
     assert (again["written"], again["there"]) == (0, 2)
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
     (out / "000" / "0003.png").unlink()                         # only what is missing is done again
-    assert faces.crop_group(job)["written"] == 1 and len(names(out / "000")) == 4
+    assert faces.crop_group(group)["written"] == 1 and len(names(out / "000")) == 4
 
 
 def test_a_copy_at_half_the_size_is_cut_at_half_the_box():
@@ -201,84 +204,74 @@ def test_a_copy_at_half_the_size_is_cut_at_half_the_box():
     assert np.asarray(faces.crop_face(half, (80, 40, 20, 200), 10)).min() == 255
 
 
-def test_a_fake_without_its_real_twin_is_boxed_on_itself_and_said(tmp_path):
-    fake = make_video(tmp_path / "000_003", 4)
-    report = faces.crop_group(("000_003", None, [(fake, tmp_path / "faces" / "000_003")], 2, 64, "lbp"))
-    assert report["written"] == 1 and "no real twin" in report["notes"][0]
+def test_what_is_downloaded_later_is_cut_by_the_boxes_that_were_found_first(tmp_path):
+    """A fake alone finds its own boxes, which is said; its real twin, or a better quality of it, then keeps to them."""
+    fake, real, out = folder_video(tmp_path / "000_003", 4), folder_video(tmp_path / "000", 4), tmp_path / "faces"
+    shutil.copy(real / "0003.png", real / "0000.png")            # boxes found here would be others: 9 px to the right
+    report = faces.crop_group(job("000", fake, [(fake, out / "000_003")], 2))
+    assert report["written"] == 1 and "000 is missing" in report["notes"][0]
+    report = faces.crop_group(job("000", real, [(fake, out / "000_003"), (real, out / "000")], 2))
+    assert (report["written"], report["there"], report["notes"]) == (1, 1, [])
+    boxes = json.loads((tmp_path / "boxes/000_2.json").read_text())
+    expected = faces.crop_face(np.asarray(Image.open(real / "0000.png")), boxes["0"], 64)
+    assert np.array_equal(np.asarray(Image.open(out / "000/0000.png")), np.asarray(expected))
 
 
 def build_jobs(root):
-    """Six groups of a real and a fake; run by the killed process below too."""
+    """Four groups of a real and a fake; run by the killed process below too."""
     root = Path(root)
     jobs = []
-    for k in range(6):
+    for k in range(4):
         for name in (f"{k:03d}", f"{k:03d}_{k + 1:03d}"):
             if not (root / "frames" / name).exists():
                 folder_video(root / "frames" / name, 5, mark=0 if len(name) == 3 else 60 + k)
         real, fake = (root / "frames" / n for n in (f"{k:03d}", f"{k:03d}_{k + 1:03d}"))
         outputs = [(real, root / "out/o/faces" / real.name), (fake, root / "out/m/faces" / fake.name)]
-        jobs.append((real.name, real, outputs, 4, 64, "lbp"))
+        jobs.append(job(real.name, real, outputs, 4))
     return jobs
 
 
+def crop_all(root):
+    for folder in ("o", "m"):
+        faces.claim_folder(Path(root) / "out" / folder / "faces", 64, "lbp")
+    return [faces.crop_group(group) for group in build_jobs(root)]
+
+
 def test_killed_at_any_moment_then_run_again_gives_the_same_bytes(tmp_path):
-    assert faces.extract(build_jobs(tmp_path))["written"] == 12
+    assert sum(report["written"] for report in crop_all(tmp_path)) == 8
     expected = tree(tmp_path / "out")
     rng, seen = random.Random(1), set()
-    code = (f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(ROOT)]!r}; "
-            f"import test_faces as t; t.kill_target({str(tmp_path)!r})")
     for wait in (0.02, 0.2, 0.6):
         shutil.rmtree(tmp_path / "out")
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)
-        assert process.stdout.readline() == b"ready\n"
+        process = multiprocessing.get_context("fork").Process(target=crop_all, args=(tmp_path,))
+        process.start()
         time.sleep(wait * rng.uniform(0.5, 1.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()                                          # SIGKILL
+        process.join()
         done = tree(tmp_path / "out") if (tmp_path / "out").exists() else {}
-        whole = {p: h for p, h in done.items() if ".part" not in p}
+        whole = {p: h for p, h in done.items() if ".part" not in p and ".rule" not in p}
         assert all(expected[p] == h for p, h in whole.items())  # what stands under its own name is right and ...
         assert all(len(names(f)) == 4 for f in (tmp_path / "out").glob("*/faces/[0-9]*"))      # ... whole
         seen.add(len(whole))
-        for folder in ("o", "m"):
-            faces.claim_folder(tmp_path / "out" / folder / "faces", {4}, 64, "lbp")
-        reports = [faces.crop_group(job) for job in build_jobs(tmp_path)]
-        assert sum(report["written"] + report["there"] for report in reports) == 12
+        assert sum(report["written"] + report["there"] for report in crop_all(tmp_path)) == 8
         assert tree(tmp_path / "out") == expected
     assert len(seen) > 1                                        # the kills did fall at different moments
 
 
-def kill_target(root):
-    jobs = build_jobs(root)
-    for folder in ("o", "m"):
-        faces.claim_folder(Path(root) / "out" / folder / "faces", {4}, 64, "lbp")
-    faces.load_detector("lbp")
-    print("ready", flush=True)
-    for job in jobs:
-        faces.crop_group(job)
-
-
 # ---------------------------------------------------------------- the rule, the packages
-def test_two_detectors_in_one_tree_are_told_apart(tmp_path, capsys):
-    video = folder_video(tmp_path / "frames" / "000", 2)
-    job = ("000", video, [(video, tmp_path / "a" / "faces" / "000")], 2, 64, "lbp")
-    a, b = tmp_path / "a" / "faces", tmp_path / "b" / "faces"
-    faces.extract([job])
-    assert json.loads((a / "crop_rule.json").read_text()) == {
-        "rule": {"detector": "lbp", "scale": 1.4, "size": 64, "version": 1}, "frames": [2]}
-    faces.claim_folder(b, {2}, 64, "lbp")
-    assert faces.crop_rule_warnings([a, b, tmp_path]) == []
-    shutil.rmtree(b)
-    faces.claim_folder(b, {2}, 64, "centerface")
-    (warning,) = faces.crop_rule_warnings([a, b])
-    assert "lbp" in warning and "centerface" in warning and str(b) in warning
-    assert "move it away" in stopped(capsys, faces.claim_folder, a, {2}, 64, "centerface")
-    faces.claim_folder(a, {5, 2}, 64, "lbp")                 # splits differ in frames a video, not in the rule
-    assert json.loads((a / "crop_rule.json").read_text())["frames"] == [2, 5]
-    (a / "crop_rule.json").write_text("{")
-    assert "is damaged" in stopped(capsys, faces.crop_rule_warnings, [a, b])
-    (a / "crop_rule.json").unlink()                             # crops of who knows what
-    assert "unknown rule" in stopped(capsys, faces.claim_folder, a, {2}, 64, "lbp")
+def test_the_rule_is_stored_and_another_one_refused(tmp_path, capsys):
+    video, out = folder_video(tmp_path / "frames" / "000", 2), tmp_path / "a" / "faces"
+    faces.claim_folder(out, 64, "lbp")
+    assert json.loads((out / "crop_rule.json").read_text()) == {"detector": "lbp", "scale": 1.4, "size": 64}
+    faces.claim_folder(out, 64, "centerface")                    # no crops yet: any rule will do
+    faces.claim_folder(out, 64, "lbp")
+    faces.crop_group(job("000", video, [(video, out / "000")], 2))
+    assert "move it away" in stopped(capsys, faces.claim_folder, out, 64, "centerface")
+    assert "move it away" in stopped(capsys, faces.claim_folder, out, 96, "lbp")
+    (out / "crop_rule.json").write_text("{")
+    assert "is damaged" in stopped(capsys, faces.claim_folder, out, 64, "lbp")
+    (out / "crop_rule.json").unlink()                             # crops of who knows what
+    assert "unknown rule" in stopped(capsys, faces.claim_folder, out, 64, "lbp")
 
 
 def refuse(monkeypatch, package, error):
@@ -307,5 +300,36 @@ def test_missing_ffmpeg_is_said_in_one_sentence(monkeypatch, capsys):
 
 def test_an_empty_folder_is_not_taken_for_a_finished_one(tmp_path):
     (tmp_path / "v").mkdir()
-    report = faces.crop_group(("v", tmp_path / "v", [(tmp_path / "v", tmp_path / "faces" / "v")], 3, 64, "lbp"))
-    assert report["there"] == 0 and "0 frames" in report["no_face"][0]
+    report = faces.crop_group(job("v", tmp_path / "v", [(tmp_path / "v", tmp_path / "faces" / "v")], 3))
+    assert report["there"] == 0 and "0 frames" in report["problems"][0]
+
+
+# ---------------------------------------------------------------- the command
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["data.py", *map(str, arguments)])
+    faces.main()
+
+
+def test_full_frames_of_a_tree_become_crops_that_training_takes(tmp_path, monkeypatch, capsys):
+    """images/<video>/ of the official extraction script, cut by `data.py faces`; a second run does nothing."""
+    real, fake = "original_sequences/youtube/c23", "manipulated_sequences/FaceSwap/c23"
+    folder_video(tmp_path / real / "images/071", 4)
+    folder_video(tmp_path / fake / "images/071_054", 3, mark=60)
+    flags = ("faces", "--root", tmp_path, "--detector", "lbp", "--frames", 4, "--size", 64, "--workers", 1)
+    command(monkeypatch, *flags)
+    assert "2 videos cropped, 0 were there" in (out := capsys.readouterr().out) and "071_054 has 3 of the 4 frames" in out
+    videos = faces.require_videos("ff++", tmp_path, "c23", "train")
+    assert [(video.name, len(video.frames)) for video in videos] == [("real/071", 4), ("FaceSwap/071_054", 3)]
+    assert videos[1].twin == videos[0].frames
+    assert faces.check("ff++", tmp_path, "c23", workers=1)
+    before = tree(tmp_path)
+    command(monkeypatch, *flags)
+    assert "0 videos cropped, 2 were there" in capsys.readouterr().out and tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("flags, part", [
+    (("--root", "nowhere"), "no videos under nowhere"), (("--frames", "0"), "--frames at least 1"),
+    (("--workers", "0"), "--workers"),
+    (("--data", "celeb-df-v2", "--root", "nowhere"), "nowhere/Celeb-real/id0_0000.mp4")])
+def test_wrong_flags_and_places_are_said(monkeypatch, capsys, flags, part):
+    assert part in stopped(capsys, command, monkeypatch, "faces", *flags)
