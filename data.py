@@ -594,11 +594,11 @@ def crop_group(job):
 
 # ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops: the rule
 def crop_rule(folder):
-    """{"detector", "scale", "size"} of the crops in a faces/ folder; None if it is not stored."""
+    """{"detector", "scale", "size"} of the crops in a faces/ folder; None if it is not stored. Frames may differ by video."""
     path = folder / "crop_rule.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
+        return {key: value for key, value in json.loads(path.read_text()).items() if key != "frames"} if path.exists() else None
+    except (ValueError, AttributeError):
         stop(f"{path} is damaged; delete {folder} and crop its videos again")
 
 
@@ -611,13 +611,13 @@ def crop_rule_warnings(videos):
             print(f"warning: {first} was cut by {rule}, {folder} by {other}; cut both alike, or the crop gives the class away")
 
 
-def claim_folder(folder, size, detector):
+def claim_folder(folder, frames, size, detector):
     """Stores the rule before the first crop; stops where crops of another rule are; sweeps up after a killed run."""
     rule = {"detector": detector, "scale": CROP_SCALE[detector], "size": size}
     if (old := crop_rule(folder)) != rule and any(path.is_dir() and path.name[0] != "." for path in folder.glob("*")):
         stop(f"{folder} holds crops cut by {old or 'an unknown rule'}, not by {rule}; move it away first")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".rule").write_text(json.dumps(rule) + "\n")
+    (folder / ".rule").write_text(json.dumps(rule | {"frames": sorted(frames)}) + "\n")
     os.replace(folder / ".rule", folder / "crop_rule.json")
     for leftover in folder.glob(".*.part"):
         shutil.rmtree(leftover)
@@ -667,7 +667,7 @@ def extract(jobs, workers=1):
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:  # not fork: OpenCV
         try:
             for folder in sorted({folder.parent for job in jobs for _, folder in job.outputs}):
-                claim_folder(folder, jobs[0].size, jobs[0].detector)
+                claim_folder(folder, {job.frames for job in jobs}, jobs[0].size, jobs[0].detector)
             tasks = [pool.submit(crop_group, job) for job in jobs]
             for task in tqdm(as_completed(tasks), "face crops", len(jobs), unit="group"):
                 total = {key: value + total.get(key, type(value)()) for key, value in task.result().items()}
@@ -734,21 +734,24 @@ def check(data, root, quality, mask="ssim", workers=None):
         with multiprocessing.Pool(workers) as pool:
             found = list(tqdm(pool.imap(check_video, videos), f"reading {split}", len(videos), unit="video", leave=False))
         report("pictures that cannot be read", [sentence for sentences, _, _ in found for sentence in sentences])
+        astray = [video.name for video, (_, _, far) in zip(videos, found) if (far or 0) > MISALIGNED]
         report(f"fakes that do not line up with their real twin (median 1 - SSIM over {MISALIGNED}): cut by different boxes, "
-               "crop them again", [video.name for video, (_, _, far) in zip(videos, found) if (far or 0) > MISALIGNED])
+               "crop them again", astray)
         report("videos whose first frame is in another split too (in brackets)", [
             f"{video.name} ({owners[digest]})" for video, (_, digest, _) in zip(videos, found)
             if digest and owners.setdefault(digest, split) != split])
         if split == main_split:
-            usable = [v for v in fakes if v.masks or (v.twin and mask != "given") or data.startswith("celeb")]
+            usable = [v for v in fakes if data.startswith("celeb") or mask == "given" and v.masks
+                      or mask != "given" and (v.masks or v.twin) and v.name not in astray]
             ready = bool(usable) and len(videos) > len(fakes)
         everything += videos
     if not everything:
         require_videos(data, root, quality, main_split, mask)            # ends with its sentence
     crop_rule_warnings(everything)
     uncut = full_frames(everything, root)
-    print("fit to test on" if ready and main_split == "test" else "training can start" if ready and not uncut else
-          uncut or f"not fit: the {main_split} split needs real videos, and fakes with a real twin or masks; {HOW_TO_GET[data]}")
+    print(uncut or (f"{'training' if main_split == 'train' else 'testing'} can start" if ready else
+                    f"not fit: the {main_split} split needs real videos, and fakes that line up with a real twin or have masks; "
+                    + HOW_TO_GET[data]))
     return ready and not uncut
 
 

