@@ -1,5 +1,5 @@
 """
-How well a trained network tells real from fake, and where it sees the forgery.
+How well a trained network tells real from fake, where it sees the forgery, and the paper's tables and figures.
 
 Read beside Sec. IV-A4 and IV-C to IV-G.
   paper          code              meaning
@@ -10,40 +10,41 @@ Read beside Sec. IV-A4 and IV-C to IV-G.
 Accuracy is at P(fake) > 0.5. FF++'s test set has four fakes to each real: "all fake" scores 80 %, so both classes' accuracies
 stand beside it. AUC is undefined (n/a), not 0 or 1, where only one class is there.
 
-    python evaluate.py --checkpoint runs/NAME/best.pt --data ff++ --quality c0 c23 c40 [--split test] [--json FILE]
+    python evaluate.py --checkpoint runs/NAME/best.pt --data ff++ --quality c0 c23 c40 [--json FILE] [--figures DIR] [--sweep]
+    python evaluate.py --tables runs/*.json                                          Tables I to VII in Markdown
     python evaluate.py --checkpoint runs/NAME/best.pt --image photo.jpg ... | --video clip.mp4 [--crop auto|none]
 """
 
 import argparse
+import functools
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
+import masks
 from model import LiSiam, XceptionClassifier
 
+LEVELS = ("frame_acc", "frame_auc", "video_acc", "video_auc")      # the four numbers that the paper's tables hold
 PIXEL_BINS = 1000           # the map's P(fake) in steps of 0.001, so that pixel AUC needs two histograms and not every pixel
 
 
 # ---------------------------------------------------------------- Sec. IV-A4: metrics
-def auc(labels, scores):
+def auc(labels, scores, weights=None):
     """Area under the ROC curve: the chance that a fake scores above a real, a tie counting one half. None with one class only.
 
-    labels (n,) of 0 and 1, scores (n,) any real numbers. By ranks: ties share the mean of their ranks.
+    labels (n,) of 0 and 1; scores (n,) any real numbers; weights (n,): how often each counts, default once.
     """
-    labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
-    fakes, reals = int(labels.sum()), int((~labels).sum())
-    if not fakes or not reals:
-        return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]                  # 1-based, mean over ties
-    return float((ranks[labels].sum() - fakes * (fakes + 1) / 2) / (fakes * reals))
+    fake = np.asarray(labels).astype(bool)
+    weights = np.ones(len(fake)) if weights is None else weights
+    levels, place = np.unique(scores, return_inverse=True)                   # equal scores share a place
+    return histogram_auc(*(np.bincount(place, weights * chosen, minlength=len(levels)) for chosen in (~fake, fake)))
 
 
 def histogram_auc(untouched, forged):
@@ -71,20 +72,58 @@ def video_scores(scores, video):
     return np.bincount(inverse, scores) / np.bincount(inverse), indices
 
 
+def intervals(labels, scores, video, repeats=1000):
+    """95 % bootstrap intervals of the frame- and video-level accuracy and AUC. Frames of a video are alike, so videos are drawn.
+
+    labels, scores (n,) of the frames, video (n,) the index of each frame's video. 1,000 times as many real and as many fake videos
+    as there are are drawn with replacement; returns {name: [low, high]}, {} where a class is missing.
+    """
+    means, indices = video_scores(scores, video)
+    place = np.searchsorted(indices, video)                                  # (n,) 0 .. videos - 1
+    truth = np.zeros(len(indices), bool)
+    truth[place] = labels
+    if truth.all() or not truth.any():
+        return {}
+    rng, samples = np.random.default_rng(0), []
+    for _ in range(repeats):
+        drawn = np.zeros(len(indices))                                       # how often each video was drawn
+        for group in (np.flatnonzero(truth), np.flatnonzero(~truth)):
+            np.add.at(drawn, rng.choice(group, len(group)), 1)
+        samples.append([number for t, score, weight in ((truth[place], scores, drawn[place]), (truth, means, drawn))
+                        for number in (np.average((score > 0.5) == t, weights=weight), auc(t, score, weight))])
+    return dict(zip(LEVELS, np.percentile(samples, [2.5, 97.5], axis=0).T.tolist()))
+
+
+def roc(labels, scores, points=200):
+    """The ROC curve as [false positive rates], [true positive rates], at most so many points, from (0, 0) to (1, 1)."""
+    fake = np.asarray(labels).astype(bool)
+    levels, place = np.unique(-np.asarray(scores), return_inverse=True)      # the most suspicious first
+    if fake.all() or not fake.any():
+        return None
+    curve = np.stack([np.concatenate([[0], np.bincount(place, chosen, len(levels)).cumsum() / chosen.sum()]) for chosen in (~fake, fake)])
+    return curve[:, np.unique(np.linspace(0, len(levels), points).round().astype(int))].tolist()
+
+
 # ---------------------------------------------------------------- one pass over the frames
 @torch.inference_mode()
-def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=None, amp=True, bar="frames", degradation=None):
+def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=None, amp=True, bar="frames", degradation=None,
+            with_features=False):
     """Every frame through Eq. (1). Returns a dict of numpy arrays over the n frames that could be read, and sentences:
 
     score (n,) P(fake); video (n,) index into videos; iou (n,) of map against mask, NaN without mask or map;
-    untouched, forged (videos, 1000) histograms of the map's P(fake) over the pixels of masked fake frames; unreadable: list.
+    untouched, forged (videos, 1000) histograms of the map's P(fake) over the pixels of masked fake frames; unreadable: list;
+    features (n, 1024 or 2048) on demand: what the last layers read, pooled Z or the baseline's pooled last map.
     """
     frames = data.TestFrames(videos, size, limit, degradation)
     loader = torch.utils.data.DataLoader(frames, batch_size, num_workers=workers, pin_memory=device == "cuda",
                                          generator=torch.Generator())        # its own: ours stays as it is
-    scores, video, iou, unreadable = [], [], [], []
+    scores, video, iou, unreadable, features = [], [], [], [], []
     untouched, forged = (np.zeros((len(videos), PIXEL_BINS)) for _ in range(2))
-    training = net.training
+    training, pooled, hook = net.training, [], None
+    if with_features:                                            # f_mlp reads Z before f_aap, (B, C, 13, 13), fc what is pooled, (B, C)
+        head = net.fc if isinstance(net, XceptionClassifier) else net.f_mlp
+        hook = head.register_forward_pre_hook(lambda module, inputs: pooled.append(
+            inputs[0].float().mean(dim=(2, 3)) if inputs[0].dim() == 4 else inputs[0].float()))
     net.eval()
     for batch in tqdm(loader, bar, leave=False, disable=bar is None):
         with torch.autocast(device, torch.bfloat16, enabled=amp and device == "cuda"):
@@ -109,9 +148,13 @@ def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=Non
         scores.append(score.cpu().numpy()[good])
         video.append(batch["video"].numpy()[good])
         iou.append(overlap.cpu().numpy()[good])
+        if with_features:
+            features.append(pooled.pop().cpu().numpy()[good])
     net.train(training)
-    return {"score": np.concatenate(scores), "video": np.concatenate(video), "iou": np.concatenate(iou),
-            "untouched": untouched, "forged": forged, "unreadable": unreadable}
+    if hook:
+        hook.remove()
+    return {"score": np.concatenate(scores), "video": np.concatenate(video), "iou": np.concatenate(iou), "unreadable": unreadable,
+            "untouched": untouched, "forged": forged, "features": np.concatenate(features) if with_features else None}
 
 
 def summarize(predictions, videos, method=None):
@@ -134,37 +177,475 @@ def summarize(predictions, videos, method=None):
 
 def evaluate(net, settings, dataset, root, quality, split="test", mask="ssim", limit=None, batch_size=32, device="cpu", workers=0,
              amp=True):
-    """One network on one data set, quality and split. Returns what --json writes: counts and numbers, overall and per method."""
+    """One network on one data set, quality (None for Celeb-DF, which has one) and split.
+
+    Returns what --json writes: counts and numbers, overall and per method, intervals and ROC curves.
+    """
     videos = data.require_videos(dataset, root, quality, split, mask)
-    predictions = predict(net, videos, settings["size"], batch_size, device, workers, limit, amp, bar=f"{dataset} {quality} {split}")
+    found = predict(net, videos, settings["size"], batch_size, device, workers, limit, amp, bar=f"{dataset} {quality or ''} {split}")
     methods = sorted({video.method for video in videos if video.label}, key=[v.method for v in videos].index)
-    return {"data": dataset, "quality": quality, "split": split, "unreadable": len(predictions["unreadable"]),
-            "unreadable_frames": predictions["unreadable"][:20], **summarize(predictions, videos),
-            "methods": {method: summarize(predictions, videos, method) for method in methods}}
+    labels = np.array([video.label for video in videos])
+    means, indices = video_scores(found["score"], found["video"])
+    return {"data": dataset, "quality": quality, "split": split, "limit": limit, "unreadable": len(found["unreadable"]),
+            "unreadable_frames": found["unreadable"][:20], **summarize(found, videos),
+            "methods": {method: summarize(found, videos, method) for method in methods},
+            "intervals": intervals(labels[found["video"]], found["score"], found["video"]),
+            "roc": {"frame": roc(labels[found["video"]], found["score"]), "video": roc(labels[indices], means)}}
 
 
-# ---------------------------------------------------------------- the table
+# ---------------------------------------------------------------- Tables I to VII
 COLUMNS = (("frames", "frames"), ("videos", "videos"), ("frame_acc", "Acc frame"), ("frame_auc", "AUC frame"),
            ("video_acc", "Acc video"), ("video_auc", "AUC video"), ("frame_acc_real", "Acc real"), ("frame_acc_fake", "Acc fake"),
            ("iou", "IoU"), ("pixel_auc", "AUC pixel"))       # Acc real, Acc fake: of frames
+
+# The paper's numbers in percent: model, trained on, tested on, then frame Acc, frame AUC (Tables I, III, VI), video Acc, video AUC
+# (Tables II, IV-VII); a number that stands in several tables is the same in all. Xception is the authors' own run but for Table III.
+PAPER_NUMBERS = """
+Xception       c0  c0    -     -     -     99.89    Xception+IQD  c0  c0    -     -     -     99.64
+Xception       c0  c23   -     -     -     68.95    Xception+IQD  c0  c23   -     -     -     97.74
+Xception       c0  c40   -     -     -     56.48    Xception+IQD  c0  c40   -     -     -     78.82
+Xception       c23 c0    -     -     -     99.33    Xception+IQD  c23 c0    -     -     -     99.31
+Xception       c23 c23   94.90 98.37 97.00 99.31    Xception+IQD  c23 c23   -     -     -     99.07
+Xception       c23 c40   -     -     -     80.74    Xception+IQD  c23 c40   -     -     -     86.23
+Xception       c40 c0    -     -     -     80.68    Xception+IQD  c40 c0    -     -     -     92.14
+Xception       c40 c23   -     -     -     88.62    Xception+IQD  c40 c23   -     -     -     92.15
+Xception       c40 c40   85.50 85.39 88.71 91.93    Xception+IQD  c40 c40   -     -     -     91.31
+LiSiam         c0  c0    -     -     -     99.93    LiSiam        c40 c0    -     -     -     93.88
+LiSiam         c0  c23   -     -     -     98.12    LiSiam        c40 c23   -     -     -     93.80
+LiSiam         c0  c40   -     -     -     83.52    LiSiam        c40 c40   87.81 91.44 91.29 94.65
+LiSiam         c23 c0    -     -     -     99.50    Model-B       c40 c40   86.57 89.41 88.43 93.13
+LiSiam         c23 c23   96.51 99.13 97.57 99.52    Model-C       c40 c40   86.50 89.02 88.86 93.99
+LiSiam         c23 c40   -     -     -     87.82    Model-D       c40 c40   86.11 90.33 89.42 93.24
+LiSiam+DIFF    c23 c23   -     -     97.00 99.41    Model-E       c40 c40   86.21 89.24 89.43 92.94
+LiSiam+DIFF    c40 c40   -     -     89.85 93.96    Model-F       c40 c40   87.17 90.65 89.43 94.01
+LiSiam         c23 celeb-df-v1 - 81.14 -    -       Model-G       c40 c40   87.18 90.51 90.00 93.91
+LiSiam         c23 celeb-df-v2 - 78.21 -    -
+Xception       c23 celeb-df-v1 - 38.7  -    -       Xception      c23 celeb-df-v2 - 65.5  -    -
+""".split()
+# READING Table III: it says "FF++" and no level: c23, and frame level, the default of Sec. IV-A4.
+PAPER_NUMBERS = {tuple(PAPER_NUMBERS[k:k + 3]): dict(zip(LEVELS, PAPER_NUMBERS[k + 3:k + 7])) for k in range(0, len(PAPER_NUMBERS), 7)}
+# Each table: what it holds, models, qualities trained on (None: the one tested on), test sets, numbers.
+TABLES = {"I": ("frame level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("frame_acc", "frame_auc")),
+          "II": ("video level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc")),
+          "III": ("cross-database, frame level", ("Xception", "LiSiam"), ("c23",), ("celeb-df-v1", "celeb-df-v2"), ("frame_auc",)),
+          "IV": ("cross-quality, video level", ("Xception", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
+          "V": ("cross-quality with degraded input, video level", ("Xception+IQD", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
+          "VI": ("ablation", ("Xception", "LiSiam", *(f"Model-{v}" for v in "BCDEFG")), None, ("c40",),
+                 ("video_acc", "video_auc", "frame_acc", "frame_auc")),
+          "VII": ("masks, video level", ("LiSiam+DIFF", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc"))}
+
+
+def model_name(settings):
+    """A run's row in the paper's tables: LiSiam (= Model-A), Model-B .. G, Xception, Xception+IQD, LiSiam+DIFF."""
+    name = "Xception" if settings["model"] == "xception" else "LiSiam" if settings["variant"] == "A" else f"Model-{settings['variant']}"
+    masked = settings["model"] == "lisiam" and settings["mask"] != "ssim"
+    return name + "+IQD" * settings["iqd"] + f"+{settings['mask'].upper()}" * masked + ", 5 classes" * (settings["num_classes"] == 5)
+
+
+def tested_on(settings, result):
+    """A result's column: the quality, for the data set trained on; the data set, for another."""
+    return result["quality"] if result["data"] == settings["data"] else test_set(result)
+
+
+def paper_number(settings, result, name):
+    """The paper's number for this very cell, in percent as printed. None where there is none, or where model, training, test set or
+    frames differ from the paper's: its number stands beside nothing else."""
+    whole = result["split"] == "test" and not result["limit"] and (result["data"] != "ff++" or set(result["methods"]) == set(data.METHODS))
+    numbers = PAPER_NUMBERS.get((model_name(settings), settings["quality"], tested_on(settings, result)), {})
+    number = numbers.get(name, "-") if whole and settings.get("as_published") else "-"
+    return None if number == "-" else number
+
+
+def test_set(result):
+    return " ".join(filter(None, (result["data"], result["quality"])))
 
 
 def show(value):
     return "n/a" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def table(results):
-    """Results of evaluate -> a Markdown table, one row for all methods and one for each against all real videos."""
+def table(settings, results):
+    """A run's results of evaluate -> a Markdown table, one row for all methods and one for each against all real videos."""
     lines = ["| test set | fakes | " + " | ".join(title for _, title in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    notes = []
     for result in results:
+        where = f"{test_set(result)} {result['split']}"
         for method, row in (("all", result), *result["methods"].items()):
-            name = f"{result['data']} {result['quality']} {result['split']}" if method == "all" else ""
-            lines.append(f"| {name} | {method} | " + " | ".join(show(row[key]) for key, _ in COLUMNS) + " |")
-    notes = [f"{result['quality']}: {result['unreadable']} frames could not be read and are left out, the first: "
-             f"{result['unreadable_frames'][0]}" for result in results if result["unreadable"]]
+            cells = [show(row[key]) for key, _ in COLUMNS]
+            if method == "all":
+                numbers = [paper_number(settings, result, key) for key, _ in COLUMNS]
+                cells = [cell if number is None else f"{cell} (paper: {number} %)" for cell, number in zip(cells, numbers)]
+            lines.append(f"| {where if method == 'all' else ''} | {method} | " + " | ".join(cells) + " |")
+        if result["intervals"]:
+            titles = dict(COLUMNS)
+            notes.append(f"{where}, 95 % intervals over videos: " + ", ".join(
+                f"{titles[name]} {low:.3f} to {high:.3f}" for name, (low, high) in result["intervals"].items()))
+        if result["unreadable"]:
+            notes.append(f"{where}: {result['unreadable']} frames could not be read and are left out, the first: "
+                         f"{result['unreadable_frames'][0]}")
     if any(result["iou"] is None for result in results):
         notes.append("IoU and pixel AUC are n/a without masks on disk (python masks.py) or without a map (the Xception baseline)")
     return "\n".join(lines + notes)
+
+
+def paper_tables(paths):
+    """JSON files of --json -> Tables I to VII in Markdown, in percent. A cell that no run filled says 'not run'; several runs (seeds)
+    make mean and standard deviation. Runs of unlike data or settings get tables of their own."""
+    groups = {}                                                  # {what was alike: {(model, trained, tested): {run: result}}}
+    for path in paths:
+        try:
+            for run in json.loads(Path(path).read_text()):
+                settings = run["settings"]
+                alike = "as published" if settings.get("as_published") else ", ".join(
+                    f"{name} {settings[name]}" for name in ("iterations", "batch_size", "width", "size", "optimizer", "lr", "lambdas", "aux",
+                                                            "augment", "pretrained"))
+                cells = groups.setdefault((settings["data"], alike), {})
+                for result in run["results"]:
+                    if result["split"] == "test":
+                        cell = cells.setdefault((model_name(settings), settings["quality"], tested_on(settings, result)), {})
+                        cell[settings["seed"], settings["out"]] = result, [paper_number(settings, result, name) for name in LEVELS]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            data.stop(f"{path} is not a result of evaluate.py --json ({type(error).__name__}: {error}); make one with --checkpoint ... --json FILE")
+
+    def cell_text(runs, name):
+        values = [100 * result[name] for result, _ in runs.values() if result.get(name) is not None]
+        if not values:
+            return "n/a" if runs else "not run"
+        paper = {numbers[LEVELS.index(name)] for _, numbers in runs.values()} - {None} if name in LEVELS else set()
+        return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f} ({len(values)})" if len(values) > 1 else "") + "".join(
+            f" (paper: {number})" for number in paper)
+
+    lines = []
+    for (trained_data, alike), cells in sorted(groups.items()):
+        lines += [f"## Trained on {trained_data}, {alike}", "", "In percent; several runs: mean ± standard deviation (runs)."]
+        tested = list(dict.fromkeys(test for _, _, test in cells))
+        everything = {"Every run": ("AUC of frames, of videos, IoU", list(dict.fromkeys(model for model, _, _ in cells)),
+                                    sorted({quality for _, quality, _ in cells}), tested, ("frame_auc", "video_auc", "iou"))}
+        for number, (what, models, trained, tests, names) in (everything | TABLES).items():
+            title = dict(COLUMNS)
+            lines += ["", f"### {number if number == 'Every run' else 'Table ' + number}: {what}", "",
+                      "| model | trained on | " + " | ".join(f"{test} {title[name]}" for test in tests for name in names) + " |",
+                      "|---" * (2 + len(tests) * len(names)) + "|"]
+            for quality in trained or (None,):
+                for model in models:
+                    row = [cell_text(cells.get((model, quality or test, test), {}), name) for test in tests for name in names]
+                    if number != "Every run" or set(row) != {"not run"}:
+                        lines.append(f"| {model} | {quality or 'as tested'} | " + " | ".join(row) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- drawing
+UNIT = (0, 0.25, 0.5, 0.75, 1)
+FONT, SMALL = ImageFont.load_default(13), ImageFont.load_default(12)
+COLOURS = ("#c23b22", "#1f5fa8", "#2e8b57", "#7b3fa0", "#e08a00", "#444444", "#00838f", "#9e5a2a")
+
+
+def sheet(title, columns, rows, side=128):
+    """Pictures in a grid: columns: titles; rows: [(title, [a Pillow image for each column])]. Returns a Pillow image."""
+    left, top, step = 12 + max(int(FONT.getlength(name)) for name, _ in rows), 48, side + 4
+    picture = Image.new("RGB", (max(left + len(columns) * step, int(FONT.getlength(title)) + 12), top + len(rows) * step), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((6, 5), title, "black", FONT)
+    for c, name in enumerate(columns):
+        draw.text((left + c * step, 28), name, "black", FONT)
+    for r, (name, tiles) in enumerate(rows):
+        draw.text((6, top + r * step + side // 2), name, "black", FONT, anchor="lm")
+        for c, tile in enumerate(tiles):
+            picture.paste(tile.convert("RGB").resize((side, side), Image.Resampling.BILINEAR), (left + c * step, top + r * step))
+    return picture
+
+
+def plot(title, xlabel, ylabel, xticks, yticks, series, shade=None):
+    """A diagram: series [(name, xs, ys, colour, "line", "dashed" or "dots")], y None = a gap; the axes end at the outer ticks (0.15 in
+    xticks may be the last: an axis that falls); shade: x from, to, in grey."""
+    width, height, left, top, right, bottom = 640, 380, 58, 52, 430, 332
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+
+    def at(x, y):
+        return (left + (x - xticks[0]) / (xticks[-1] - xticks[0]) * (right - left), bottom - (y - yticks[0]) / (yticks[-1] - yticks[0]) * (bottom - top))
+
+    def line(points, colour, style):
+        for a, b in zip(points, points[1:]):
+            steps = max(1, int(np.hypot(b[0] - a[0], b[1] - a[1]) / 5)) if style == "dashed" else 1
+            ends = np.linspace(a, b, steps + 1)
+            for k in range(0, steps, 2):
+                draw.line([tuple(ends[k]), tuple(ends[k + 1])], colour, 2)
+
+    if shade:
+        (a, _), (b, _) = at(shade[0], 0), at(shade[1], 0)
+        draw.rectangle([min(a, b), top, max(a, b), bottom], "#eeeeee")
+    for x in xticks:
+        draw.line([at(x, yticks[0]), at(x, yticks[-1])], "#d8d8d8")
+        draw.text((at(x, 0)[0], bottom + 5), f"{x:.3g}", "black", SMALL, anchor="ma")
+    for y in yticks:
+        draw.line([at(xticks[0], y), at(xticks[-1], y)], "#d8d8d8")
+        draw.text((left - 5, at(0, y)[1]), f"{y:.3g}", "black", SMALL, anchor="rm")
+    draw.rectangle([left, top, right, bottom], outline="black")
+    draw.text((6, 5), title, "black", FONT)
+    draw.text((6, 30), ylabel, "black", SMALL)
+    draw.text(((left + right) / 2, height - 22), xlabel, "black", SMALL, anchor="ma")
+    for number, (name, xs, ys, colour, style) in enumerate(series):
+        points, y = [at(x, y) for x, y in zip(xs, ys) if y is not None], top + 8 + 18 * number
+        if style == "dots":
+            for u, v in [*points, (right + 18, y)]:
+                draw.ellipse([u - 2, v - 2, u + 2, v + 2], colour)
+        else:
+            line(points, colour, style)
+            line([(right + 8, y), (right + 28, y)], colour, style)
+        draw.text((right + 34, y), name, "black", SMALL, anchor="lm")
+    return picture
+
+
+def beside(pictures, columns=2):
+    """Pictures of one size, in rows of so many."""
+    width, height = pictures[0].size
+    whole = Image.new("RGB", (width * min(columns, len(pictures)), height * -(-len(pictures) // columns)), "white")
+    for k, picture in enumerate(pictures):
+        whole.paste(picture, (k % columns * width, k // columns * height))
+    return whole
+
+
+def grey(values):
+    """(S, S) of 0..1 -> a Pillow image, 1 = white."""
+    return Image.fromarray((np.clip(values, 0, 1) * 255).astype(np.uint8))
+
+
+# ---------------------------------------------------------------- curves of a run
+def training_curves(folder):
+    """Draws log.jsonl of a run: the losses of Sec. III-C and III-D through the stages, and what validation gave. None without a log."""
+    path = Path(folder) / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    steps, checks = [line for line in lines if "loss" in line], [line for line in lines if "val" in line]
+    if not steps:
+        return None
+
+    def series(lines, names, value):
+        return [(title, [line["iteration"] for line in lines], [value(line, name) for line in lines], colour, style)
+                for (name, title, style), colour in zip(names, COLOURS) if any(value(line, name) is not None for line in lines)]
+
+    xticks, middle = np.linspace(0, steps[-1]["iteration"], 5), [line["iteration"] for line in steps if line["stage"] == 2]
+    highest = max(line["loss"] for line in steps)
+    highest = next(limit for limit in sorted(10.0 ** n * m for n in range(-3, 9) for m in (1, 2, 4)) if limit >= highest)
+    return beside([plot("Training losses (grey: stage 2)", "iteration", "loss", xticks, np.linspace(0, highest, 5), series(
+                        steps, [(name, name, "line") for name in ("loss", "li", "cls", "seg", "aux")], lambda line, name: line.get(name)),
+                        middle and (middle[0], middle[-1])),
+                   plot("Validation", "iteration", "AUC, IoU", xticks, UNIT, series(
+                        checks, [("frame_auc", "AUC frame", "line"), ("video_auc", "AUC video", "line"), ("iou", "IoU", "dashed")],
+                        lambda line, name: line["val"][name]))])
+
+
+def roc_curves(runs):
+    """runs [(name, results)] -> the ROC curves by frame and by video, one line for each test set of each run."""
+    pictures = []
+    for level in ("frame", "video"):
+        curves = [(f"{name}, {test_set(result)}: {result[f'{level}_auc']:.3f}", *result["roc"][level])
+                  for name, results in runs for result in results if result["roc"][level]]
+        pictures.append(plot(f"ROC by {level}", "false positive rate", "true positive rate", UNIT, UNIT, [
+            *((name, xs, ys, colour, "line") for (name, xs, ys), colour in zip(curves, COLOURS * len(curves))),
+            ("chance", (0, 1), (0, 1), "grey", "dashed")]))
+    return beside(pictures)
+
+
+# ---------------------------------------------------------------- robustness: a sweep over the degradations of Sec. IV-A3
+SWEEP = (("JPEG quality", data.jpeg, "quality", (100, 80, 60, 40, 20, 5), data.JPEG_QUALITY),
+         ("resized to this share of the side", data.resize, "fraction", (1.0, 0.8, 0.6, 0.4, 0.2), data.RESIZE_SIDE),
+         ("blur sigma, px at 299 px", data.blur, "sigma", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0), data.BLUR_SIGMA))
+
+
+def sweep(net, settings, videos, **how):
+    """AUC and IoU of one network while the test pictures get worse: [{"operation", "strength", "frame_auc", "video_auc", "iou"}]."""
+    rows = []
+    for operation, function, argument, strengths, _ in SWEEP:
+        for strength in strengths:
+            found = predict(net, videos, settings["size"], bar=f"{operation} {strength:.3g}",
+                            degradation=functools.partial(function, **{argument: strength}), **how)
+            row = summarize(found, videos)
+            rows.append({"operation": operation, "strength": strength, **{name: row[name] for name in ("frame_auc", "video_auc", "iou")}})
+    return rows
+
+
+def sweep_plot(title, sweeps):
+    """sweeps [(name, rows of sweep)] -> a diagram for each operation; from left to right the pictures get worse."""
+    pictures = []
+    for operation, _, _, strengths, trained in SWEEP:
+        series = []
+        for (name, rows), colour in zip(sweeps, COLOURS):
+            rows = [row for row in rows if row["operation"] == operation]
+            for key, what, style in (("frame_auc", "AUC frame", "line"), ("iou", "IoU", "dashed")):
+                if any(row[key] is not None for row in rows):
+                    series.append((f"{name}: {what}", strengths, [row[key] for row in rows], colour, style))
+        pictures.append(plot(f"{title}: {operation}", f"{operation} (grey: range of the training's degraded copies)", "AUC, IoU",
+                             strengths, UNIT, series, trained))
+    return beside(pictures, columns=3)
+
+
+# ---------------------------------------------------------------- Sec. IV-G: Grad-CAM [59], [60]
+def grad_cam(net, images):
+    """What spoke for fake: images (B, 3, S, S) in [-1, 1] -> (B, S, S) float32 in 0..1, the hottest pixel 1; all 0 where nothing did.
+
+    Each channel of the last feature map is weighted by the mean gradient of the logit of the likeliest forgery.
+    READING Sec. IV-G: the layer is not said: the last convolution's map, X_I (512 x 37 x 37) or the baseline's (2048 x 10 x 10).
+    """
+    kept = []                       # bn4's output is kept before its ReLU, which then works in place: what is kept is after the ReLU
+    layer = net.bn4 if isinstance(net, XceptionClassifier) else net.ocr
+    hook = layer.register_forward_hook(lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output))
+    output = net(images)
+    hook.remove()
+    cls_logits = output if torch.is_tensor(output) else output.cls_logits
+    gradient, = torch.autograd.grad(cls_logits[:, 1:].max(dim=1).values.sum(), kept[0])
+    heat = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0]).sum(dim=1, keepdim=True).relu()                # (B, 1, 37, 37)
+    heat = F.interpolate(heat.detach().float(), size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def heat_colour(image, heat):
+    """The picture under its heat, blue (cold) to red (hot). image Pillow (S, S), heat (S, S) in 0..1."""
+    ramp = np.stack([np.clip(1.5 - np.abs(4 * heat - k), 0, 1) for k in (3, 2, 1)], axis=-1) * 255
+    return Image.blend(image, Image.fromarray(ramp.astype(np.uint8)), 0.45)
+
+
+def heat_in_mask(net, settings, videos, device="cpu"):
+    """How much of Grad-CAM's heat lies inside X_gt, on the middle frame of each fake with a mask: (share, chance, frames).
+
+    Chance is the mask's share of the picture: what heat spread evenly would reach. None for a share that is undefined.
+    """
+    shares, chances = [], []
+    for video in tqdm(videos, "Grad-CAM", leave=False):
+        if video.label and video.masks:
+            frame = list(video.masks)[len(video.masks) // 2]
+            mask = data.read_mask(video.masks[frame], settings["size"])
+            heat = grad_cam(net, data.to_input(data.to_tensor(data.read_face(video.frames[frame], settings["size"]))[None].to(device)))
+            heat = heat[0].cpu().numpy()
+            if heat.any():
+                shares.append(float((heat * mask).sum() / heat.sum()))
+                chances.append(float(mask.mean()))
+    return (np.mean(shares), np.mean(chances), len(shares)) if shares else (None, None, 0)
+
+
+# ---------------------------------------------------------------- Figures 3 to 8
+SHORT = {"Deepfakes": "DF", "FaceSwap": "FS", "Face2Face": "F2F", "NeuralTextures": "NT"}
+
+
+def examples(dataset, root, quality, size, number=0):
+    """The middle frame of one real face and of what was made of it: {"target", "source", "DF", ..: (face, its real face)}, size x size.
+
+    The number-th real test video among those that were forged by the most methods; {} where no fake has its twin.
+    """
+    videos = data.require_videos(dataset, root, quality, "test")
+    fakes = {}
+    for video in videos:
+        if video.method in SHORT and any(frame in video.twin for frame in video.frames):
+            fakes.setdefault(video.id.split("_")[0], []).append(video)
+    if not fakes:
+        return {}
+    fakes = sorted(fakes.values(), key=lambda made: -len(made))[number % len(fakes)]
+    shared = [frame for frame in fakes[0].frames if frame in fakes[0].twin]
+    middle = shared[len(shared) // 2]
+    target = data.read_face(fakes[0].twin[middle], size)
+    faces = {"target": (target, target)}
+    for video in videos:
+        if video.method == "real" and video.id == fakes[0].id.split("_")[-1]:
+            frames = list(video.frames.values())
+            source = data.read_face(frames[len(frames) // 2], size)
+            faces["source"] = source, source
+    for method, short in SHORT.items():
+        faces |= {short: (data.read_face(video.frames[middle], size), target) for video in fakes if video.method == method and middle in video.frames}
+    return faces
+
+
+def fakes_of(faces):
+    return {name: pair for name, pair in faces.items() if name in SHORT.values()}
+
+
+def ssim_image(face, real):
+    return grey(masks.ssim_map(np.asarray(real), np.asarray(face)) / 255)
+
+
+def figure_3(dataset, root, quality, size):
+    """Fig. 3: for each method the fake, its DIFF mask, its SSIM map and its SSIM mask."""
+    rows = [(name, [fake, grey(masks.diff_mask(np.asarray(real), np.asarray(fake))), ssim_image(fake, real),
+                    grey(masks.ssim_mask(np.asarray(real), np.asarray(fake)))])
+            for name, (fake, real) in fakes_of(examples(dataset, root, quality, size)).items()]
+    return sheet(f"Fig. 3: masks, {dataset} {quality}", ("fake", "DIFF mask", "SSIM map", "SSIM mask"), rows)
+
+
+def figure_4(dataset, root, quality, size):
+    """Fig. 4: a real face and its first fake (DF) under each degradation and their combinations, at the strong end of the ranges."""
+    operations = {"R": lambda x: data.resize(x, data.RESIZE_SIDE[0]), "C": lambda x: data.jpeg(x, data.JPEG_QUALITY[0]),
+                  "G": lambda x: data.blur(x, data.BLUR_SIGMA[1]), "original": lambda x: x}
+    columns = ("original", "R", "C", "G", "R&C", "R&G", "C&G", "R&C&G")
+    (short, (fake, real)), *_ = fakes_of(examples(dataset, root, quality, size)).items()
+    rows = [(name, [functools.reduce(lambda x, letter: operations[letter](x), column.split("&"), face) for column in columns])
+            for name, face in (("real", real), (short, fake))]
+    return sheet(f"Fig. 4: R resized to {data.RESIZE_SIDE[0]:.2f} and back, C JPEG quality {data.JPEG_QUALITY[0]}, G blur sigma "
+                 f"{data.BLUR_SIGMA[1]} px at 299 px; {dataset} {quality}", columns, rows)
+
+
+def figure_5(runs, dataset, root, qualities, **how):
+    """Fig. 5: t-SNE of the pooled features of test frames, 4 a video, by forgery; a row for each network, a column for each quality."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        print("Fig. 5 is left out: t-SNE needs scikit-learn (pip install scikit-learn)")
+        return None
+    pictures = []
+    for name, net, settings in runs:
+        for quality in qualities:
+            videos = data.require_videos(dataset, root, quality, "test")
+            found = predict(net, videos, settings["size"], limit=4, bar=f"t-SNE {quality}", with_features=True, **how)
+            points = TSNE(init="pca", random_state=0, perplexity=min(30, (len(found["score"]) - 1) / 3)).fit_transform(found["features"])
+            method = np.array([videos[k].method for k in found["video"]])
+            pictures.append(plot(f"{name}: {settings['quality']}-{quality}", "", "", *(np.linspace(axis.min(), axis.max(), 5) for axis in points.T), [
+                (f"{short} ({(method == m).sum()})", *points[method == m].T, colour, "dots") for (m, short), colour in
+                zip({"real": "real", **SHORT}.items(), ("red", "blue", "green", "purple", "orange")) if (method == m).any()]))
+    return beside(pictures, len(qualities))
+
+
+def figure_6(runs, dataset, root, quality, device):
+    """Fig. 6: target, source and the fakes made of them; the input, the SSIM map, and each network's map and mask (P(fake) > 0.5)."""
+    size = runs[0][2]["size"]
+    faces = examples(dataset, root, quality, size)
+    rows = [("input", [face for face, _ in faces.values()]), ("SSIM map", [ssim_image(*pair) for pair in faces.values()])]
+    for name, net, _ in runs:
+        _, maps = judge(net, [face for face, _ in faces.values()], size, device)
+        if maps[0] is not None:
+            rows += [(f"{name}: map", [grey(probs) for probs in maps]), (f"{name}: mask", [grey(probs > 0.5) for probs in maps])]
+    return sheet(f"Fig. 6: segmentation, {dataset} {quality}", list(faces), rows)
+
+
+def figures_7_and_8(title, runs, columns, device):
+    """Figs. 7, 8: columns {title: (fake, real)}; rows: input, SSIM, then each network's heat in grey, then each one's over the picture."""
+    rows = [("input", [fake for fake, _ in columns.values()]), ("SSIM", [ssim_image(*pair) for pair in columns.values()])]
+    heats = {}
+    for name, net, settings in runs:
+        images = torch.stack([data.to_tensor(fake) for fake, _ in columns.values()]).to(device)
+        heats[f"{name} ({settings['quality']})"] = grad_cam(net, data.to_input(images)).cpu().numpy()
+    rows += [(f"grey map, {name}", [grey(heat) for heat in maps]) for name, maps in heats.items()]
+    rows += [(f"Grad-CAM, {name}", [heat_colour(fake, heat) for (fake, _), heat in zip(columns.values(), maps)])
+             for name, maps in heats.items()]
+    return sheet(title, list(columns), rows, side=104)
+
+
+def draw_figures(runs, dataset, root, qualities, folder, device, **how):
+    """Figures 3 to 8 as PNG into folder; 3 and 4 need no network. Networks of one size stand in one picture, in the order given."""
+    size, quality = (runs[0][2]["size"] if runs else 299), qualities[0]
+    first, second = (fakes_of(examples(dataset, root, quality, size, number)) for number in (0, 1))
+    if not first:
+        data.stop(f"Figures 3 to 8 need a fake test video with its real twin; there is none under {root} for {quality}")
+    figures = {"fig3_masks": figure_3(dataset, root, quality, size), "fig4_degradations": figure_4(dataset, root, quality, size)}
+    if runs:
+        across = {f"{name} {q}": pair for q in qualities for name, pair in fakes_of(examples(dataset, root, q, size)).items()}
+        figures |= {"fig5_tsne": figure_5(runs, dataset, root, qualities, device=device, **how),
+                    "fig6_segmentation": figure_6(runs, dataset, root, quality, device),
+                    "fig7_gradcam": figures_7_and_8(f"Fig. 7: Grad-CAM, {dataset} {quality}", runs,
+                                                    first | {f"{name} (2)": pair for name, pair in second.items()}, device),
+                    "fig8_gradcam_quality": figures_7_and_8(f"Fig. 8: Grad-CAM across qualities, {dataset}", runs, across, device)}
+    for name, picture in figures.items():
+        if picture is not None:
+            picture.save(folder / f"{name}.png")
+            print(f"drawn: {folder / name}.png")
 
 
 # ---------------------------------------------------------------- one picture, one video
@@ -274,10 +755,10 @@ def build_network(settings):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Frame- and video-level accuracy and AUC, and localization (Sec. IV-C to IV-E).")
-    parser.add_argument("--checkpoint", required=True, help="best.pt or last.pt of a run of train.py")
-    parser.add_argument("--data", choices=list(data.DEFAULT_ROOTS), default="ff++", help="default %(default)s")
-    parser.add_argument("--root", help="folder of the data set, default datasets/... as in README")
+    parser = argparse.ArgumentParser(description="Frame- and video-level accuracy and AUC, localization, tables, figures (Sec. IV-C to IV-G).")
+    parser.add_argument("--checkpoint", nargs="+", default=[], help="best.pt or last.pt of runs of train.py; Figs. 5, 7, 8 compare two")
+    parser.add_argument("--data", nargs="+", choices=list(data.DEFAULT_ROOTS), default=["ff++"], help="one or several, default ff++")
+    parser.add_argument("--root", nargs="+", help="folder of each data set, default datasets/... as in README")
     parser.add_argument("--quality", nargs="+", choices=data.QUALITIES, default=["c23"], help="FF++ compression (Sec. IV-E), default c23")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default %(default)s")
     parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim",
@@ -288,16 +769,28 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
     parser.add_argument("--json", help="also write the numbers to this file")
+    parser.add_argument("--tables", nargs="+", metavar="JSON", help="instead: Tables I to VII from files of --json (and the demo's test.json)")
+    parser.add_argument("--sweep", action="store_true", help="also AUC and IoU as JPEG, resizing and blur grow, at the first --quality")
+    parser.add_argument("--figures", metavar="DIR", help="also Figures 3 to 8, ROC and training curves as PNG; Figs. 3, 4 without a checkpoint")
     parser.add_argument("--image", nargs="+", help="instead of a data set: P(fake) of the faces in these pictures")
     parser.add_argument("--video", help="instead of a data set: P(fake) of this video, the mean over --frames (default 100) frames")
     parser.add_argument("--crop", choices=["auto", "none"], default="auto", help="none: the pictures are face crops already, default auto")
     parser.add_argument("--detector", choices=list(data.CROP_SCALE), default="centerface", help="as trained with, default %(default)s")
-    parser.add_argument("--figures", help="folder for the maps of --image and --video, default the checkpoint's")
     args = parser.parse_args()
-    net, settings = load_network(args.checkpoint, args.device)
-    if args.image or args.video:
-        folder = Path(args.figures or Path(args.checkpoint).parent)
-        folder.mkdir(parents=True, exist_ok=True)
+    if args.tables:
+        return print(paper_tables(args.tables))
+    looks = args.image or args.video
+    if looks and len(args.checkpoint) != 1 or not args.checkpoint and not args.figures:
+        data.stop("--checkpoint FILE is missing" if not args.checkpoint else "--image and --video take one --checkpoint")
+    roots = [Path(root) for root in args.root or (data.DEFAULT_ROOTS[dataset] for dataset in args.data)]
+    if len(roots) != len(args.data):
+        data.stop(f"--data names {len(args.data)} data sets, --root {len(roots)} folders; give one folder for each")
+    runs = [(model_name(settings), net, settings) for net, settings in (load_network(path, args.device) for path in args.checkpoint)]
+    folder = Path(args.figures or (Path(args.checkpoint[0]).parent))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    if looks:
+        _, net, settings = runs[0]
         if args.video:
             look_at_video(net, settings, args.video, args.frames or 100, args.detector, args.device, folder)
         if args.image and not look_at_images(net, settings, args.image, args.crop, args.detector, args.device, folder):
@@ -305,12 +798,43 @@ def main():
         print("A score is no proof: it tells how much a face resembles the fakes this network was trained on"
               + (", which were drawn ones." if settings["data"] == "demo" else "."))
         return
-    root = Path(args.root or data.DEFAULT_ROOTS[args.data])
-    results = [evaluate(net, settings, args.data, root, quality, args.split, args.mask, args.frames, args.batch_size, args.device,
-                        args.workers, not args.no_amp) for quality in args.quality]
-    print(table(results))
+
+    # ---------------------------------------------------------------- Tables I to IV: every network on every test set
+    how = dict(batch_size=args.batch_size, device=args.device, workers=args.workers, amp=not args.no_amp)
+    report = []
+    for (name, net, settings), path in zip(runs, args.checkpoint):
+        results = [evaluate(net, settings, dataset, root, quality, args.split, args.mask, args.frames, **how)
+                   for dataset, root in zip(args.data, roots)
+                   for quality in ([None] if dataset.startswith("celeb") else args.quality)]
+        print(f"{name}, trained on {settings['data']} {settings['quality']} ({path})\n{table(settings, results)}\n")
+        report.append({"settings": settings, "results": results})
+    dataset, root, quality = args.data[0], roots[0], None if args.data[0].startswith("celeb") else args.quality[0]
+    if args.sweep:
+        videos = data.require_videos(dataset, root, quality, args.split, args.mask)
+        for (name, net, settings), run in zip(runs, report):
+            run["sweep"] = sweep(net, settings, videos, limit=args.frames, **how)
+            print(f"{name}, {dataset} {quality} {args.split}\n| operation | strength | AUC frame | AUC video | IoU |\n|---|---|---|---|---|")
+            for row in run["sweep"]:
+                print(f"| {row['operation']} | {row['strength']:.3g} | " + " | ".join(show(row[k]) for k in ("frame_auc", "video_auc", "iou")) + " |")
+        sweep_plot(f"{dataset} {quality}", [(name, run["sweep"]) for (name, *_), run in zip(runs, report)]).save(folder / "sweep.png")
+        print(f"drawn: {folder / 'sweep.png'}")
     if args.json:
-        Path(args.json).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    if not args.figures:
+        return
+
+    # ---------------------------------------------------------------- Figures
+    if runs:
+        roc_curves([(name, run["results"]) for (name, *_), run in zip(runs, report)]).save(folder / "roc.png")
+        for path in args.checkpoint:
+            if curves := training_curves(Path(path).parent):
+                curves.save(folder / f"curves_{Path(path).parent.name}.png")
+        videos = data.require_videos(dataset, root, quality, args.split, args.mask)
+        for name, net, settings in runs:
+            share, chance, frames = heat_in_mask(net, settings, videos, args.device)
+            print(f"Grad-CAM, {name}, {dataset} {quality}: {show(share)} of the heat inside the mask, {show(chance)} by chance ({frames} fakes)")
+    if not dataset.startswith("celeb"):
+        draw_figures(runs, dataset, root, args.quality, folder, **how)
 
 
 if __name__ == "__main__":

@@ -24,15 +24,14 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
 from torch import distributed
 from torch.nn import functional as F
-from torchvision.utils import make_grid
+from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 import data
 import masks
-from evaluate import build_network, evaluate, load_network, predict, summarize, table
+from evaluate import build_network, evaluate, load_network, predict, sheet, summarize, table, training_curves
 from losses import VARIANTS, classification_loss, total_loss
 from model import load_xception_weights
 
@@ -119,23 +118,18 @@ def panel(net, batch, path, device):
     """A PNG of what the network sees: the first four fakes and two reals of a batch, a row each. White = fake."""
     rows = sorted(range(len(batch["label"])), key=lambda k: -int(batch["label"][k] > 0))
     rows = rows[:4] + [k for k in rows[4:] if batch["label"][k] == 0][:2]
-    clean, degraded = batch["clean"][rows], batch["degraded"][rows]
-    mask = batch["mask"][rows, None].expand(-1, 3, -1, -1) * 255
-    tiles, modes = [clean, degraded, mask], [module.training for module in net.modules()]
+    pictures, modes = [batch["clean"][rows], batch["degraded"][rows], batch["mask"][rows] * 255], [module.training for module in net.modules()]
     net.eval()
     with torch.inference_mode():
-        for images in (clean, degraded):
+        for images in pictures[:2]:
             seg_logits = net(data.to_input(images.to(device)), heads=(False, False)).seg_logits.float()
-            probs = F.interpolate(seg_logits.softmax(1)[:, 1:], size=mask.shape[2:], mode="bilinear", align_corners=False)
-            tiles.append((probs.cpu() * 255).byte().expand(-1, 3, -1, -1))
+            pictures.append((F.interpolate(seg_logits.softmax(1)[:, 1:], size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+                             * 255).byte().cpu())
     for module, mode in zip(net.modules(), modes):
         module.training = mode
-    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=len(tiles), padding=3, pad_value=128)
-    picture = Image.new("RGB", (grid.shape[2], grid.shape[1] + 16), "white")
-    picture.paste(Image.fromarray(grid.permute(1, 2, 0).numpy()), (0, 16))
-    for column, title in enumerate(("clean", "degraded", "mask", "map of clean", "map of degraded")):
-        ImageDraw.Draw(picture).text((5 + column * (mask.shape[3] + 3), 2), title, fill="black")
-    picture.save(path)
+    titles = "clean", "degraded", "mask", "map of clean", "map of degraded"
+    sheet(path.stem.replace("panel_", "training batch, iteration "), titles, [
+        ("fake" if batch["label"][k] else "real", [to_pil_image(images[row]) for images in pictures]) for row, k in enumerate(rows)]).save(path)
 
 
 def parse_arguments(argv=None):
@@ -173,6 +167,9 @@ def parse_arguments(argv=None):
     for name, value in (DEMO if settings["data"] == "demo" else PAPER).items():
         if settings.get(name) is None:
             settings[name] = value
+    # evaluate.py prints the paper's numbers beside a run's only where it was trained as the paper says.
+    settings["as_published"] = settings["data"] == "ff++" and settings["pretrained"] != "none" and settings["num_classes"] == 2 and all(
+        settings[name] == PAPER[name] for name in ("iterations", "batch_size", "width", "size", "lr", "lambdas")) and not settings["augment"]
     settings["root"] = settings["root"] or data.DEFAULT_ROOTS[settings["data"]]
     if settings["out"] is None:
         name = [settings["data"], settings["quality"], settings["model"]] + ([settings["variant"]] if settings["variant"] != "A" else [])
@@ -379,17 +376,20 @@ def main(argv=None):
             if world > 1 and (validates or saves):
                 distributed.barrier()
     bar.close()
-    if rank == 0 and best < 0:
-        save(out / "best.pt", {"model": net.state_dict(), "iteration": iteration, "settings": kept})
+    if rank == 0:
+        if best < 0:
+            save(out / "best.pt", {"model": net.state_dict(), "iteration": iteration, "settings": kept})
+        if curves := training_curves(out):
+            curves.save(out / "curves.png")
 
     # ---------------------------------------------------------------- the demo's test table
     if rank == 0 and settings["data"] == "demo":
         net, _ = load_network(out / "best.pt", device)
         results = [evaluate(net, settings, "demo", settings["root"], quality, "test", "ssim", None, 32, device, settings["workers"])
                    for quality in data.QUALITIES]
-        (out / "test.json").write_text(json.dumps({"settings": kept, "results": results}, indent=1) + "\n")
-        print(f"\nTest split, trained on {settings['quality']}, weights of {out / 'best.pt'}; pictures: {out}/panel_*.png")
-        print(table(results))
+        (out / "test.json").write_text(json.dumps([{"settings": kept, "results": results}], indent=1) + "\n")
+        print(f"\nTest split, trained on {settings['quality']}, weights of {out / 'best.pt'}; pictures: {out}/*.png")
+        print(table(settings, results))
     elif rank == 0:
         print(f"done; test it: python evaluate.py --checkpoint {out / 'best.pt'} --data ff++ --root {settings['root']} --quality c23 c40")
     if world > 1:

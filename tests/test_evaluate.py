@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -11,12 +12,17 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_tiny_tree
 from PIL import Image
 
 import data
 import evaluate
 import masks
+
+
+SETTINGS = {"model": "lisiam", "variant": "A", "iqd": False, "mask": "ssim", "num_classes": 2, "data": "ff++", "quality": "c23", "size": 48,
+            "width": 0.0625, "seed": 0, "out": "runs/x", "as_published": False, "iterations": [1, 1, 1], "batch_size": 2, "optimizer": "sgd",
+            "lr": 0.002, "lambdas": [1.0, 1.0, 1.0], "aux": 0.4, "augment": False, "pretrained": "none"}
 
 
 def counted_auc(labels, scores):
@@ -39,6 +45,39 @@ def test_auc_of_constant_scores_is_one_half_and_of_one_class_undefined():
     assert evaluate.histogram_auc(np.zeros(4), np.ones(4)) is None
     assert evaluate.accuracy([1, 1], [0.9, 0.1], of=0) is None
     assert evaluate.show(None) == "n/a"
+
+
+def test_a_weight_counts_a_frame_as_often():
+    rng = np.random.default_rng(3)
+    labels, scores, weights = rng.integers(0, 2, 30), rng.integers(0, 6, 30) / 6, rng.integers(0, 4, 30)
+    assert evaluate.auc(labels, scores, weights) == pytest.approx(counted_auc(np.repeat(labels, weights), np.repeat(scores, weights)))
+
+
+def test_the_area_under_the_roc_curve_is_the_auc():
+    rng = np.random.default_rng(4)
+    labels, scores = rng.integers(0, 2, 50), rng.integers(0, 9, 50) / 9
+    false, true = evaluate.roc(labels, scores)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(true, false) == pytest.approx(counted_auc(labels, scores))
+    assert len(evaluate.roc(labels, rng.random(50), points=10)[0]) <= 11 and evaluate.roc([1, 1], [0.2, 0.3]) is None
+
+
+def test_intervals_draw_videos_not_frames():
+    """Whole videos are drawn with replacement, reals and fakes apart; written out here with lists of copied frames."""
+    rng = np.random.default_rng(5)
+    video = np.repeat([2, 3, 5, 7, 8, 9], [4, 1, 3, 2, 6, 5])        # indices with gaps: some videos had no readable frame
+    labels = np.isin(video, [3, 7, 9]).astype(int)
+    scores = np.clip(0.3 * labels + rng.normal(0.3, 0.3, len(video)), 0, 1)
+    found = evaluate.intervals(labels, scores, video)
+    assert list(found) == ["frame_acc", "frame_auc", "video_acc", "video_auc"]
+    samples = []
+    for _ in range(3000):
+        drawn = [*rng.choice([3, 7, 9], 3), *rng.choice([2, 5, 8], 3)]
+        s, y = np.concatenate([scores[video == v] for v in drawn]), np.concatenate([labels[video == v] for v in drawn])
+        m, t = np.array([scores[video == v].mean() for v in drawn]), np.isin(drawn, [3, 7, 9]).astype(int)
+        samples.append([((s > 0.5) == y).mean(), counted_auc(y, s), ((m > 0.5) == t).mean(), counted_auc(t, m)])
+    np.testing.assert_allclose(list(found.values()), np.percentile(samples, [2.5, 97.5], axis=0).T, atol=0.06)
+    assert evaluate.intervals(np.ones(3), np.ones(3), np.arange(3)) == {}
 
 
 def test_histogram_auc_equals_counting_pixel_pairs():
@@ -126,7 +165,7 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(tiny_tree):
     assert list(result["methods"]) == list(data.METHODS)
     chosen = np.isin(owner, [v for v, video in enumerate(videos) if video.method in ("real", "Face2Face")])
     assert result["methods"]["Face2Face"]["frame_auc"] == pytest.approx(counted_auc(labels[chosen], scores[chosen]))
-    text = evaluate.table([result])
+    text = evaluate.table(SETTINGS, [result])
     assert "30" in text and f"{result['frame_auc']:.3f}" in text and "NeuralTextures" in text
     json.dumps(result)                                          # --json writes it
 
@@ -134,7 +173,7 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(tiny_tree):
 def test_without_masks_localization_is_not_available_and_nothing_is_written(tiny_tree):
     result = evaluate.evaluate(Stub(), {"size": 48}, "ff++", tiny_tree, "c23", "test")
     assert result["iou"] is None and result["pixel_auc"] is None and result["masked_frames"] == 0
-    assert "n/a" in evaluate.table([result]) and not list(tiny_tree.glob("**/masks_ssim"))
+    assert "n/a" in evaluate.table(SETTINGS, [result]) and not list(tiny_tree.glob("**/masks_ssim"))
 
 
 def test_an_unreadable_frame_is_left_out_and_counted_beside_the_number(tiny_tree):
@@ -142,7 +181,7 @@ def test_an_unreadable_frame_is_left_out_and_counted_beside_the_number(tiny_tree
     path.write_bytes(path.read_bytes()[:60])
     result = evaluate.evaluate(Stub(), {"size": 48}, "ff++", tiny_tree, "c23", "test")
     assert (result["frames"], result["unreadable"]) == (29, 1)
-    assert "1 frames could not be read" in evaluate.table([result]) and str(path) in evaluate.table([result])
+    assert "1 frames could not be read" in evaluate.table(SETTINGS, [result]) and str(path) in evaluate.table(SETTINGS, [result])
 
 
 def test_five_classes_give_one_minus_the_chance_of_real(tiny_tree):
@@ -182,6 +221,175 @@ def test_a_wrong_or_hostile_checkpoint_gets_one_sentence_and_runs_no_code(conten
 def test_the_command_line_answers_help_and_a_wrong_path_without_traceback():
     done = subprocess.run([sys.executable, "evaluate.py", "--checkpoint", "nowhere.pt"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "nowhere.pt" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- Tables I to VII
+def result_of(data_set="ff++", quality="c23", **numbers):
+    methods = dict.fromkeys(data.METHODS if data_set == "ff++" else ["Celeb-synthesis"], {})
+    return {"data": data_set, "quality": quality, "split": "test", "limit": None, "methods": methods, **numbers}
+
+
+def test_the_papers_numbers_are_those_of_its_tables():
+    """A sample of cells from each table, typed from the paper; all seven tables find a number for every cell they should."""
+    published = {**SETTINGS, "as_published": True}
+    for change, result, name, number in (
+            ({}, result_of(), "frame_auc", "99.13"), ({"quality": "c40"}, result_of(quality="c40"), "video_acc", "91.29"),
+            ({}, result_of("celeb-df-v2", None), "frame_auc", "78.21"), ({"quality": "c0"}, result_of(quality="c40"), "video_auc", "83.52"),
+            ({"model": "xception", "iqd": True}, result_of(quality="c40"), "video_auc", "86.23"),
+            ({"variant": "F", "quality": "c40"}, result_of(quality="c40"), "video_auc", "94.01"),
+            ({"mask": "diff", "quality": "c40"}, result_of(quality="c40"), "video_acc", "89.85")):
+        assert evaluate.paper_number({**published, **change}, result, name) == number
+    printed = {"I": 8, "II": 8, "III": 4, "IV": 18, "V": 18, "VI": 32, "VII": 8}          # cells of our rows with a number
+    for table, (_, models, trained, tests, names) in evaluate.TABLES.items():
+        cells = [evaluate.PAPER_NUMBERS[model, quality or test, test][name] for model in models for quality in trained or (None,)
+                 for test in tests for name in names]
+        assert len(cells) == printed[table] and "-" not in cells
+
+
+@pytest.mark.parametrize("change", [
+    {"as_published": False}, {"variant": "B"}, {"num_classes": 5}, {"quality": "c0"}, {"split": "val"}, {"limit": 10}, {"methods": {"Deepfakes": {}}}])
+def test_nothing_of_the_paper_stands_beside_a_run_that_differs(change):
+    published, result = {**SETTINGS, "as_published": True}, result_of()
+    assert evaluate.paper_number(published, result, "frame_auc") == "99.13"
+    published.update({k: v for k, v in change.items() if k in published})
+    result.update({k: v for k, v in change.items() if k in result and k != "quality"})
+    assert evaluate.paper_number(published, result, "frame_auc") is None
+
+
+def test_tables_collect_runs_average_seeds_and_say_what_was_not_run(tmp_path):
+    numbers = {"frame_auc": 0.5, "video_auc": 0.9, "frame_acc": 0.25, "video_acc": 0.75, "iou": None}
+    for seed, auc in enumerate((0.98, 0.96)):
+        report = [{"settings": {**SETTINGS, "seed": seed, "as_published": True}, "results": [result_of(**{**numbers, "frame_auc": auc})]}]
+        (tmp_path / f"{seed}.json").write_text(json.dumps(report))
+    demo = [{"settings": {**SETTINGS, "data": "demo"}, "results": [result_of("demo", **numbers)]}]
+    (tmp_path / "demo.json").write_text(json.dumps(demo))
+    text = evaluate.paper_tables(sorted(tmp_path.glob("*.json")))
+    by_demo, by_paper = text.split("## Trained on ff++, as published")
+    assert "Trained on demo, iterations [1, 1, 1]" in by_demo and "paper" not in by_demo
+    assert "| LiSiam | as tested | 25.00 | 50.00 | not run | not run |" in by_demo                                  # Table I
+    assert "| LiSiam | as tested | 25.00 ± 0.00 (2) (paper: 96.51) | 97.00 ± 1.41 (2) (paper: 99.13) | not run | not run |" in by_paper
+    assert "| Model-G | as tested | not run | not run | not run | not run |" in by_paper                            # Table VI
+    assert all(f"### Table {number}:" in by_paper for number in evaluate.TABLES)
+
+
+@pytest.mark.parametrize("text", ["", "[]x", '{"a": 1}', "[1]", '[{"settings": {}, "results": []}]'])
+def test_a_file_that_holds_no_results_gets_one_sentence(text, tmp_path, capsys):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(SystemExit):
+        evaluate.paper_tables([tmp_path / "x.json"])
+    assert "x.json is not a result of evaluate.py" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- Sec. IV-G: Grad-CAM
+@pytest.mark.parametrize("name", ["lisiam", "xception"])
+def test_grad_cam_weights_channels_by_how_the_fake_logit_moves_with_them(name):
+    """Finite differences: raise one channel of the last map everywhere by a little, see how much the fake logit rises."""
+    torch.manual_seed(0)
+    net = evaluate.build_network({**SETTINGS, "model": name}).double().eval()
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64) * 2 - 1
+    feats = []
+
+    def logits_with(channel, step):
+        def raise_feats(module, inputs, output):                         # X_I, before everything that reads it
+            feats.append(output[0])
+            return output[0] + step * one_hot(channel, output[0].shape[1])[:, None, None], output[1]
+
+        def raise_pooled(module, inputs):                                # raised everywhere = its mean raised
+            return inputs[0] + step * one_hot(channel, inputs[0].shape[1]),
+
+        hook = net.ocr.register_forward_hook(raise_feats) if name == "lisiam" else net.fc.register_forward_pre_hook(raise_pooled)
+        output = net(images)
+        hook.remove()
+        return output.cls_logits if name == "lisiam" else output
+
+    def one_hot(channel, channels):
+        return (torch.arange(channels) == channel).double()
+
+    with torch.no_grad():
+        if name == "lisiam":
+            logits_with(0, 0)
+        else:
+            net.fc.weight[1].abs_()                                      # else nothing speaks for fake in this random network
+            feats.append(torch.relu(net.bn4(net.conv4(torch.relu(net.bn3(net.conv3(net.backbone(images)[0])))))))
+        weights = torch.stack([(logits_with(c, 1e-5) - logits_with(c, -1e-5))[:, 1] / 2e-5 for c in range(feats[0].shape[1])], 1)
+    heat = (weights[:, :, None, None] * feats[0]).sum(1, keepdim=True).clamp(min=0).float()
+    heat = torch.nn.functional.interpolate(heat, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+    assert heat.amax((1, 2)).min() > 0
+    torch.testing.assert_close(evaluate.grad_cam(net, images), heat / heat.amax((1, 2), keepdim=True), atol=1e-4, rtol=1e-3)
+
+
+def test_heat_share_against_chance(tiny_tree, monkeypatch):
+    """Heat on the left half, however strong, and a mask: the share inside is counted from the pixels; chance is the mask's size."""
+    masks.write_masks("ff++", tiny_tree, "ssim", workers=1)
+    left = torch.zeros(1, 48, 48)
+    left[:, :, :24] = 0.7
+    monkeypatch.setattr(evaluate, "grad_cam", lambda net, images: left)
+    videos = data.list_videos("ff++", tiny_tree, "c23", "test")
+    share, chance, frames = evaluate.heat_in_mask(None, SETTINGS, videos)
+    inside = [data.read_mask(video.masks[1], 48) for video in videos if video.label]
+    assert frames == 8 and chance == pytest.approx(np.mean([mask.mean() for mask in inside]))
+    assert share == pytest.approx(np.mean([mask[:, :24].sum() / (48 * 24) for mask in inside]))
+    assert evaluate.heat_in_mask(None, SETTINGS, []) == (None, None, 0)
+
+
+# ---------------------------------------------------------------- figures and the sweep
+def test_a_plot_puts_its_points_where_the_axes_say():
+    picture = np.asarray(evaluate.plot("t", "x", "y", (0, 1), (0, 1), [("a", [0.25, 0.75], [0.5, None], "red", "dots")]))
+    red = np.argwhere((picture == (255, 0, 0)).all(-1) & (np.arange(picture.shape[1]) < 430))
+    np.testing.assert_allclose(red.mean(0), [52 + 140, 58 + 93], atol=1.5)                # the gap is not drawn
+
+
+def test_every_figure_is_drawn_from_a_tree_and_two_networks(tmp_path, monkeypatch, capsys):
+    root = write_tiny_tree(tmp_path / "tree", ("c23", "c40"))
+    masks.write_masks("ff++", root, "ssim", workers=1)
+    paths = []
+    for name in ("xception", "lisiam"):
+        settings = {**SETTINGS, "model": name}
+        (tmp_path / name).mkdir()
+        paths.append(str(tmp_path / name / "best.pt"))
+        torch.save({"model": evaluate.build_network(settings).state_dict(), "settings": settings, "iteration": 1}, paths[-1])
+    (tmp_path / "lisiam" / "log.jsonl").write_text('{"iteration": 1, "stage": 2, "loss": 3.0, "cls": 3.0}\n'
+                                                   '{"iteration": 1, "val": {"frame_auc": 0.5, "video_auc": 0.5, "iou": null}}\n')
+    command = ["evaluate.py", "--checkpoint", *paths, "--data", "ff++", "--root", str(root), "--quality", "c23", "c40", "--sweep",
+               "--workers", "0", "--device", "cpu", "--figures", str(tmp_path / "figs"), "--json", str(tmp_path / "out.json"), "--frames", "1"]
+    monkeypatch.setattr(sys, "argv", command)
+    evaluate.main()
+    said, drawn = capsys.readouterr().out, {path.stem: Image.open(path) for path in (tmp_path / "figs").iterdir()}
+    assert {"roc", "sweep", "curves_lisiam", "fig3_masks", "fig4_degradations", "fig6_segmentation", "fig7_gradcam",
+            "fig8_gradcam_quality"} <= set(drawn)
+    assert ("fig5_tsne" in drawn) != ("pip install scikit-learn" in said) and "of the heat inside the mask" in said
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert [run["settings"]["model"] for run in report] == ["xception", "lisiam"]
+    assert [result["quality"] for result in report[0]["results"]] == ["c23", "c40"] and report[0]["results"][0]["frames"] == 10
+    same = [row for row in report[0]["sweep"] if row["operation"].startswith("resized") and row["strength"] == 1]
+    assert same[0]["frame_auc"] == pytest.approx(report[0]["results"][0]["frame_auc"])     # no degradation: the table's number
+    assert "Table IV" in evaluate.paper_tables([tmp_path / "out.json"])
+    # Fig. 3's first row is what masks.py computes for the DF face
+    fake, real = (np.asarray(picture) for picture in evaluate.examples("ff++", root, "c23", 48)["DF"])
+    tile = np.asarray(drawn["fig3_masks"].convert("L"))[48:48 + 128, -132:-4]
+    assert tile.mean() / 255 == pytest.approx(masks.ssim_mask(real, fake).mean(), abs=0.01)
+
+
+def test_figures_3_and_4_need_no_network_and_no_twin_is_said(tmp_path, monkeypatch, capsys):
+    root = write_tiny_tree(tmp_path / "tree")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--data", "ff++", "--root", str(root), "--figures", str(tmp_path / "figs")])
+    evaluate.main()
+    assert sorted(path.name for path in (tmp_path / "figs").iterdir()) == ["fig3_masks.png", "fig4_degradations.png"]
+    for folder in (root / "original_sequences/youtube/c23/faces").iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "real twin" in capsys.readouterr().err
+
+
+def test_features_are_what_the_last_layers_read(tiny_tree):
+    videos = data.list_videos("ff++", tiny_tree, "c23", "test")
+    for model, channels in (("lisiam", 64), ("xception", 128)):
+        net = evaluate.build_network({**SETTINGS, "model": model})
+        found = evaluate.predict(net, videos, 48, bar=None, with_features=True)
+        logits = (net.fc if model == "xception" else net.f_mlp.f_mlp).eval()(torch.from_numpy(found["features"]))
+        assert found["features"].shape == (30, channels)
+        np.testing.assert_allclose(logits.softmax(1)[:, 1].detach(), found["score"], atol=1e-5)
 
 
 # ---------------------------------------------------------------- one picture
