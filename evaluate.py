@@ -229,7 +229,7 @@ TABLES = {"I": ("frame level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("f
           "II": ("video level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc")),
           "III": ("cross-database, frame level", ("Xception", "LiSiam"), ("c23",), ("celeb-df-v1", "celeb-df-v2"), ("frame_auc",)),
           "IV": ("cross-quality, video level", ("Xception", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
-          "V": ("cross-quality with degraded input, video level", ("Xception+IQD", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
+          "V": ("cross-quality, degraded input", ("Xception+IQD", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
           "VI": ("ablation", ("Xception", "LiSiam", *(f"Model-{v}" for v in "BCDEFG")), None, ("c40",),
                  ("video_acc", "video_auc", "frame_acc", "frame_auc")),
           "VII": ("masks, video level", ("LiSiam+DIFF", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc"))}
@@ -257,6 +257,7 @@ def paper_number(settings, result, name):
 
 
 def test_set(result):
+    """Its name, without a quality for Celeb-DF."""
     return " ".join(filter(None, (result["data"], result["quality"])))
 
 
@@ -297,15 +298,16 @@ def paper_tables(paths):
             for run in json.loads(Path(path).read_text()):
                 settings = run["settings"]
                 alike = "as published" if settings.get("as_published") else ", ".join(
-                    f"{name} {settings[name]}" for name in ("iterations", "batch_size", "width", "size", "optimizer", "lr", "lambdas", "aux",
-                                                            "augment", "pretrained"))
+                    f"{name} {settings[name]}" for name in ("iterations", "batch_size", "width", "size", "optimizer", "lr", "lambdas",
+                                                            "aux", "augment", "pretrained"))
                 cells = groups.setdefault((settings["data"], alike), {})
                 for result in run["results"]:
                     if result["split"] == "test":
                         cell = cells.setdefault((model_name(settings), settings["quality"], tested_on(settings, result)), {})
                         cell[settings["seed"], settings["out"]] = result, [paper_number(settings, result, name) for name in LEVELS]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            data.stop(f"{path} is not a result of evaluate.py --json ({type(error).__name__}: {error}); make one with --checkpoint ... --json FILE")
+            data.stop(f"{path} is not a result of evaluate.py --json ({type(error).__name__}: {error}); make one with --checkpoint ... "
+                      "--json FILE")
 
     def cell_text(runs, name):
         values = [100 * result[name] for result, _ in runs.values() if result.get(name) is not None]
@@ -357,14 +359,15 @@ def sheet(title, columns, rows, side=128):
 
 
 def plot(title, xlabel, ylabel, xticks, yticks, series, shade=None):
-    """A diagram: series [(name, xs, ys, colour, "line", "dashed" or "dots")], y None = a gap; the axes end at the outer ticks (0.15 in
-    xticks may be the last: an axis that falls); shade: x from, to, in grey."""
+    """A diagram: series [(name, xs, ys, colour, "line", "dashed" or "dots")], where y None is a gap. The axes end at their outer
+    ticks, which may rise or fall; shade: (x, x) between which the ground is grey."""
     width, height, left, top, right, bottom = 640, 380, 58, 52, 430, 332
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
 
     def at(x, y):
-        return (left + (x - xticks[0]) / (xticks[-1] - xticks[0]) * (right - left), bottom - (y - yticks[0]) / (yticks[-1] - yticks[0]) * (bottom - top))
+        return (left + (x - xticks[0]) / (xticks[-1] - xticks[0]) * (right - left),
+                bottom - (y - yticks[0]) / (yticks[-1] - yticks[0]) * (bottom - top))
 
     def line(points, colour, style):
         for a, b in zip(points, points[1:]):
@@ -378,7 +381,7 @@ def plot(title, xlabel, ylabel, xticks, yticks, series, shade=None):
         draw.rectangle([min(a, b), top, max(a, b), bottom], "#eeeeee")
     for x in xticks:
         draw.line([at(x, yticks[0]), at(x, yticks[-1])], "#d8d8d8")
-        draw.text((at(x, 0)[0], bottom + 5), f"{x:.3g}", "black", SMALL, anchor="ma")
+        draw.text((at(x, 0)[0], bottom + 5), f"{x:.0f}" if abs(x) > 99 else f"{x:.3g}", "black", SMALL, anchor="ma")
     for y in yticks:
         draw.line([at(xticks[0], y), at(xticks[-1], y)], "#d8d8d8")
         draw.text((left - 5, at(0, y)[1]), f"{y:.3g}", "black", SMALL, anchor="rm")
@@ -551,11 +554,13 @@ def examples(dataset, root, quality, size, number=0):
             source = data.read_face(frames[len(frames) // 2], size)
             faces["source"] = source, source
     for method, short in SHORT.items():
-        faces |= {short: (data.read_face(video.frames[middle], size), target) for video in fakes if video.method == method and middle in video.frames}
+        faces |= {short: (data.read_face(video.frames[middle], size), target)
+                  for video in fakes if video.method == method and middle in video.frames}
     return faces
 
 
 def fakes_of(faces):
+    """Without target and source."""
     return {name: pair for name, pair in faces.items() if name in SHORT.values()}
 
 
@@ -597,7 +602,8 @@ def figure_5(runs, dataset, root, qualities, **how):
             found = predict(net, videos, settings["size"], limit=4, bar=f"t-SNE {quality}", with_features=True, **how)
             points = TSNE(init="pca", random_state=0, perplexity=min(30, (len(found["score"]) - 1) / 3)).fit_transform(found["features"])
             method = np.array([videos[k].method for k in found["video"]])
-            pictures.append(plot(f"{name}: {settings['quality']}-{quality}", "", "", *(np.linspace(axis.min(), axis.max(), 5) for axis in points.T), [
+            ticks = [np.linspace(axis.min(), axis.max(), 5) for axis in points.T]
+            pictures.append(plot(f"{name}: {settings['quality']}-{quality}", "", "", *ticks, [
                 (f"{short} ({(method == m).sum()})", *points[method == m].T, colour, "dots") for (m, short), colour in
                 zip({"real": "real", **SHORT}.items(), ("red", "blue", "green", "purple", "orange")) if (method == m).any()]))
     return beside(pictures, len(qualities))
@@ -629,8 +635,10 @@ def figures_7_and_8(title, runs, columns, device):
 
 
 def draw_figures(runs, dataset, root, qualities, folder, device, **how):
-    """Figures 3 to 8 as PNG into folder; 3 and 4 need no network. Networks of one size stand in one picture, in the order given."""
+    """Figures 3 to 8 as PNG into folder; 3 and 4 need no network. runs [(name, network, settings)] stand in the order given."""
     size, quality = (runs[0][2]["size"] if runs else 299), qualities[0]
+    if {settings["size"] for _, _, settings in runs} - {size}:
+        data.stop("the networks were trained on crops of different sizes; draw their figures in separate calls")
     first, second = (fakes_of(examples(dataset, root, quality, size, number)) for number in (0, 1))
     if not first:
         data.stop(f"Figures 3 to 8 need a fake test video with its real twin; there is none under {root} for {quality}")
@@ -755,7 +763,7 @@ def build_network(settings):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Frame- and video-level accuracy and AUC, localization, tables, figures (Sec. IV-C to IV-G).")
+    parser = argparse.ArgumentParser(description="Accuracy and AUC by frame and video, localization, tables, figures (Sec. IV-C to IV-G).")
     parser.add_argument("--checkpoint", nargs="+", default=[], help="best.pt or last.pt of runs of train.py; Figs. 5, 7, 8 compare two")
     parser.add_argument("--data", nargs="+", choices=list(data.DEFAULT_ROOTS), default=["ff++"], help="one or several, default ff++")
     parser.add_argument("--root", nargs="+", help="folder of each data set, default datasets/... as in README")
@@ -769,9 +777,9 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
     parser.add_argument("--json", help="also write the numbers to this file")
-    parser.add_argument("--tables", nargs="+", metavar="JSON", help="instead: Tables I to VII from files of --json (and the demo's test.json)")
+    parser.add_argument("--tables", nargs="+", metavar="JSON", help="instead: Tables I to VII from files of --json (the demo's is test.json)")
     parser.add_argument("--sweep", action="store_true", help="also AUC and IoU as JPEG, resizing and blur grow, at the first --quality")
-    parser.add_argument("--figures", metavar="DIR", help="also Figures 3 to 8, ROC and training curves as PNG; Figs. 3, 4 without a checkpoint")
+    parser.add_argument("--figures", metavar="DIR", help="also Figs. 3 to 8, ROC, training curves as PNG; Figs. 3, 4 need no checkpoint")
     parser.add_argument("--image", nargs="+", help="instead of a data set: P(fake) of the faces in these pictures")
     parser.add_argument("--video", help="instead of a data set: P(fake) of this video, the mean over --frames (default 100) frames")
     parser.add_argument("--crop", choices=["auto", "none"], default="auto", help="none: the pictures are face crops already, default auto")
@@ -813,9 +821,10 @@ def main():
         videos = data.require_videos(dataset, root, quality, args.split, args.mask)
         for (name, net, settings), run in zip(runs, report):
             run["sweep"] = sweep(net, settings, videos, limit=args.frames, **how)
-            print(f"{name}, {dataset} {quality} {args.split}\n| operation | strength | AUC frame | AUC video | IoU |\n|---|---|---|---|---|")
+            print(f"{name}, {dataset} {quality or ''} {args.split}\n| operation | strength | AUC frame | AUC video | IoU |" + "\n" + "|---" * 5 + "|")
             for row in run["sweep"]:
-                print(f"| {row['operation']} | {row['strength']:.3g} | " + " | ".join(show(row[k]) for k in ("frame_auc", "video_auc", "iou")) + " |")
+                cells = [show(row[name]) for name in ("frame_auc", "video_auc", "iou")]
+                print(f"| {row['operation']} | {row['strength']:.3g} | " + " | ".join(cells) + " |")
         sweep_plot(f"{dataset} {quality}", [(name, run["sweep"]) for (name, *_), run in zip(runs, report)]).save(folder / "sweep.png")
         print(f"drawn: {folder / 'sweep.png'}")
     if args.json:
@@ -833,7 +842,9 @@ def main():
         for name, net, settings in runs:
             share, chance, frames = heat_in_mask(net, settings, videos, args.device)
             print(f"Grad-CAM, {name}, {dataset} {quality}: {show(share)} of the heat inside the mask, {show(chance)} by chance ({frames} fakes)")
-    if not dataset.startswith("celeb"):
+    if dataset.startswith("celeb"):
+        print("Figures 3 to 8 are FF++'s; name ff++ first in --data for them")
+    else:
         draw_figures(runs, dataset, root, args.quality, folder, **how)
 
 

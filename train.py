@@ -40,7 +40,7 @@ PAPER = dict(
     quality="c23", iterations=[146000, 16000, 324000], batch_size=32, width=1.0, size=299, pretrained="imagenet",
     optimizer="sgd",            # READING Sec. IV-B: momentum 0.9, weight decay 5e-4 are the authors' release's; the paper says SGD only
     lr=0.002, eval_every=5400,  # READING Sec. IV-B: which weights count is not said; best val AUC, each 30 epochs as released
-    save_every=1000, val_frames=None, lambdas=[1.0, 1.0, 1.0],
+    save_every=1000, val_frames=None, lambdas=[1.0, 1.0, 1.0], aux=0.4,
     li_by_stage=[1.0, 0.0, 1.0],
 )
 # DEPARTURE Sec. IV-B: each entry below. Minutes on two cores, from random weights, instead of days on a GPU from ImageNet's.
@@ -147,7 +147,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--batch-size", type=int, help="pairs, over all processes (Sec. IV-B), default 32")
     parser.add_argument("--lr", type=float, help="initial rate (Sec. IV-B), default 0.002")
     parser.add_argument("--lambdas", type=float, nargs=3, metavar=("LI", "CLS", "SEG"), help="Eq. (19), default 1 1 1")
-    parser.add_argument("--aux", type=float, default=0.4, help="weight of OCR's soft-region loss [39], default %(default)s; 0: off")
+    parser.add_argument("--aux", type=float, help="weight of OCR's soft-region loss [39], default 0.4; 0: off")
     parser.add_argument("--num-classes", type=int, choices=[2, 5], default=2, help="5: real and the four methods (Fig. 5)")
     parser.add_argument("--pretrained", metavar="imagenet|FILE|none", help="Xception weights to start from, default imagenet (demo: none)")
     parser.add_argument("--width", type=float, help="channel factor, default 1.0 (demo: 0.125)")
@@ -169,7 +169,7 @@ def parse_arguments(argv=None):
             settings[name] = value
     # evaluate.py prints the paper's numbers beside a run's only where it was trained as the paper says.
     settings["as_published"] = settings["data"] == "ff++" and settings["pretrained"] != "none" and settings["num_classes"] == 2 and all(
-        settings[name] == PAPER[name] for name in ("iterations", "batch_size", "width", "size", "lr", "lambdas")) and not settings["augment"]
+        settings[name] == PAPER[name] for name in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux")) and not settings["augment"]
     settings["root"] = settings["root"] or data.DEFAULT_ROOTS[settings["data"]]
     if settings["out"] is None:
         name = [settings["data"], settings["quality"], settings["model"]] + ([settings["variant"]] if settings["variant"] != "A" else [])

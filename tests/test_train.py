@@ -282,3 +282,12 @@ def test_torchrun_with_two_processes_trains_all_stages_and_writes_one_run(masked
     assert torch.load(out / "last.pt", weights_only=True)["iteration"] == 6
     logged = [json.loads(line)["iteration"] for line in (out / "log.jsonl").read_text().splitlines() if "lr" in line]
     assert logged == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("arguments, same", [
+    ("--data ff++", True), ("--data ff++ --quality c40 --variant F --seed 3 --pretrained some.pth --val-frames 2", True), ("--data demo", False),
+    ("--data ff++ --iterations 10 10 10", False), ("--data ff++ --width 0.5", False), ("--data ff++ --pretrained none", False),
+    ("--data ff++ --aux 0", False), ("--data ff++ --num-classes 5", False), ("--data ff++ --augment", False)])
+def test_a_run_knows_whether_it_was_trained_as_published(arguments, same):
+    """Sec. IV-B; evaluate.py prints the paper's numbers beside no other run's."""
+    assert train.parse_arguments(arguments.split())["as_published"] is same
