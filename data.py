@@ -16,6 +16,7 @@ A video is known by (dataset, method, id) everywhere: 000_003 of Deepfakes and 0
 
 import argparse
 import collections
+import fcntl
 import functools
 import hashlib
 import io
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ class Video(NamedTuple):
     label: int          # 1 = fake
     frames: dict        # {frame: Path}, in order
     twin: dict          # the real video it was made from, {frame: Path}; empty for a real one, or where the twin is missing
-    masks: dict         # {frame: Path} of the masks on disk
+    masks: dict         # {frame: Path} of its frames' masks on disk
 
     @property
     def key(self):
@@ -84,7 +85,7 @@ def frame_files(folder):
     """{frame number, or name: Path} of the pictures in a folder, in order; empty where there is no such folder."""
     files = {}
     if folder is not None and folder.is_dir():
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir()):        # sorted: of two files with one number the same wins everywhere
             if path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith("."):
                 number = re.fullmatch(r"\D*(\d+)", path.stem)             # 0012, 12, frame_12
                 files[int(number[1]) if number else path.stem] = path
@@ -92,9 +93,9 @@ def frame_files(folder):
 
 
 def top_folders(data, root, quality):
-    """{method: its folders, which hold videos/, images/, frames/ or faces/}: every name in use, those that are there, real first.
+    """{method: [folder, ...]}: where a method's videos/, images/, frames/ and faces/ may lie, real first; only folders that exist.
 
-    FF++: c0 is also called raw, and originals may lack the youtube level. Celeb-DF: three folders, whatever their capitals.
+    FF++: c0 is also called raw, and originals may lack the youtube level. Celeb-DF: its three folders, in any capitals.
     """
     root = Path(root)
     if data.startswith("celeb"):
@@ -169,8 +170,9 @@ def list_videos(data, root, quality, split, mask="ssim"):
             if split_of(method, path.name) == split and not path.name.startswith(".") and (frames := frame_files(path)):
                 twin = twin_of(method, path.name)
                 reals = frame_files(folders[twin[0]] / twin[1]) if twin and folders.get(twin[0]) else {}
+                drawn = frame_files(masks and masks / path.name)
                 videos.append(Video(data, method, path.name, int(twin is not None), frames, reals,
-                                    frame_files(masks and masks / path.name)))
+                                    {frame: drawn[frame] for frame in frames if frame in drawn}))
     return videos
 
 
@@ -202,7 +204,7 @@ def require_videos(data, root, quality, split, mask="ssim"):
         where = Path(root) / ("Celeb-real/faces" if data.startswith("celeb") else f"original_sequences/youtube/{quality}/faces")
         uncut = data != "demo" and next(uncut_videos(data, root), None)
         cut = f"videos are there, but not cut yet: python data.py faces --data {data} --root {root}"
-        stop(f"no {data} face crops for {quality}, {split} split: looked for {where}/<video>/<frame>.png and the like; "
+        stop(f"no {data} face crops{'' if data.startswith('celeb') else f' for {quality}'}, {split} split: looked for {where}/<video>/<frame>.png and the like; "
              + (cut if uncut else HOW_TO_GET[data]))
     if sentence := full_frames(videos, root):
         stop(sentence)
@@ -223,7 +225,7 @@ def read_image(path):
             if image.mode.startswith("I"):                       # 16-bit grey: Pillow's own conversion would clip at 255
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:                                   # a damaged EXIF block raises anything: struct.error, TypeError, ...
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
@@ -300,8 +302,8 @@ class TrainingPairs(torch.utils.data.Dataset):
     """Draw n of the training set: a random frame of a video from the balanced list, its degraded copy, its mask, its label.
 
     The draw is a pure function of (seed, n): the same whatever the workers, the processes or the restarts.
-    READING Sec. IV-A3: 30 frames a video, and no epoch. As in the authors' release an epoch lists each fake once and each real
-    as often as there are methods (720 * 4 + 2880 = 5760 = 180 batches of 32), and takes one random frame of each.
+    READING Sec. IV-A3: the paper says 30 frames a video, but not what an epoch is. As in the authors' release it lists each fake
+    once and each real as often as there are methods (720 * 4 + 2880 = 5760 = 180 batches of 32), and takes one random frame of each.
     Items: {"clean", "degraded": (3, S, S) uint8, "mask": (S, S) uint8, "label": int, "unreadable": str, "" where all was well}.
     An unreadable frame is replaced by another one of the same video and named.
     """
@@ -564,9 +566,11 @@ def crop_group(job):
 
     Returns counts (written, there: videos; borrowed: boxes) and sentences (problems, notes)."""
     report = {"written": 0, "there": 0, "borrowed": 0, "problems": [], "notes": []}
+    fresh = False                                       # new boxes: what was cut by others is cut again
     try:
         boxes = {int(index): box for index, box in json.loads(job.boxes.read_text()).items()}
-    except (OSError, ValueError):                       # not there yet
+    except (OSError, ValueError):                       # not there yet, or deleted because the video was replaced
+        fresh = True
         try:
             boxes, report["borrowed"] = find_boxes(job.source, job.frames, job.detector)
         except CannotCut as problem:
@@ -574,13 +578,13 @@ def crop_group(job):
         if job.source.stem != job.name.split("/")[-1]:
             report["notes"].append(f"{job.name} is missing: its fakes' boxes were found on {job.source}")
         job.boxes.parent.mkdir(parents=True, exist_ok=True)
-        part = job.boxes.with_suffix(".part")
+        part = job.boxes.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(boxes))
         os.replace(part, job.boxes)
     wanted = list(boxes)
     for source, folder in job.outputs:
         got = list(frame_files(folder))                 # a folder appears whole: one with only the first few wanted
-        if got == wanted[:len(got)] and len(got) >= min(2, len(wanted)):    # frames is of a fake shorter than its twin
+        if not fresh and got == wanted[:len(got)] and len(got) >= min(2, len(wanted)):  # frames is of a fake shorter than its twin
             report["there"] += 1
             continue
         try:
@@ -594,30 +598,31 @@ def crop_group(job):
 
 # ---------------------------------------------------------------- Sec. IV-A3: from videos to face crops: the rule
 def crop_rule(folder):
-    """{"detector", "scale", "size"} of the crops in a faces/ folder; None if it is not stored. Frames may differ by video."""
+    """{"detector", "scale", "size"} of the crops in a faces/ folder; None if it is not stored."""
     path = folder / "crop_rule.json"
     try:
-        return {key: value for key, value in json.loads(path.read_text()).items() if key != "frames"} if path.exists() else None
-    except (ValueError, AttributeError):
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
         stop(f"{path} is damaged; delete {folder} and crop its videos again")
 
 
 def crop_rule_warnings(videos):
-    """Prints a warning for each faces/ folder of these videos that was cut by another rule than the first."""
+    """Prints a warning for each folder of these videos that was cut by another rule than the first, or by an unknown one."""
     folders = sorted({next(iter(video.frames.values())).parent.parent for video in videos})
-    (first, rule), *others = [(folder, rule) for folder in folders if (rule := crop_rule(folder))] or [(None, None)]
-    for folder, other in others:
-        if other != rule:
-            print(f"warning: {first} was cut by {rule}, {folder} by {other}; cut both alike, or the crop gives the class away")
+    for folder in folders[1:]:
+        if (rule := crop_rule(folder)) != (first := crop_rule(folders[0])):
+            print(f"warning: {folders[0]} was cut by {first or 'an unknown rule'}, {folder} by {rule or 'an unknown rule'}; cut all alike, "
+                  "or the crop gives the class away and masks do not fit")
 
 
-def claim_folder(folder, frames, size, detector):
+def claim_folder(folder, size, detector):
     """Stores the rule before the first crop; stops where crops of another rule are; sweeps up after a killed run."""
     rule = {"detector": detector, "scale": CROP_SCALE[detector], "size": size}
     if (old := crop_rule(folder)) != rule and any(path.is_dir() and path.name[0] != "." for path in folder.glob("*")):
-        stop(f"{folder} holds crops cut by {old or 'an unknown rule'}, not by {rule}; move it away first")
+        stop(f"{folder} holds crops cut by {old or 'an unknown rule'}, not by {rule}; move it away first, and masks_ssim and "
+             "masks_diff with it")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".rule").write_text(json.dumps(rule | {"frames": sorted(frames)}) + "\n")
+    (folder / ".rule").write_text(json.dumps(rule) + "\n")
     os.replace(folder / ".rule", folder / "crop_rule.json")
     for leftover in folder.glob(".*.part"):
         shutil.rmtree(leftover)
@@ -667,14 +672,14 @@ def extract(jobs, workers=1):
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:  # not fork: OpenCV
         try:
             for folder in sorted({folder.parent for job in jobs for _, folder in job.outputs}):
-                claim_folder(folder, {job.frames for job in jobs}, jobs[0].size, jobs[0].detector)
+                claim_folder(folder, jobs[0].size, jobs[0].detector)
             tasks = [pool.submit(crop_group, job) for job in jobs]
             for task in tqdm(as_completed(tasks), "face crops", len(jobs), unit="group"):
                 total = {key: value + total.get(key, type(value)()) for key, value in task.result().items()}
         except BaseException as problem:                # start no other group
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(problem, (KeyboardInterrupt, OSError)):
-                stop(f"stopped ({problem or 'Ctrl-C'}); what is written stays, the same command goes on from here")
+            if isinstance(problem, (KeyboardInterrupt, OSError, BrokenExecutor)):
+                stop(f"stopped ({str(problem) or 'Ctrl-C'}); what is written stays, the same command goes on from here")
             raise
     print("{written} videos cropped, {there} were there, {borrowed} frames use a neighbour's box".format(**total),
           *total["problems"], *total["notes"], sep="\n  ")
@@ -683,7 +688,7 @@ def extract(jobs, workers=1):
 
 # ---------------------------------------------------------------- is a tree fit to train on?
 # A forgery changes less than half of a crop, so the median pixel is of the background: at most 0.02 on real c23 pairs, 0.08 on
-# c40. A box 4 px off: 0.20 and 0.12; 8 px off, or 8 % larger: 0.33 and 0.20.
+# c40. A box 4 px off: 0.20 (c23) and 0.12 (c40); 8 px off, or 8 % larger: 0.33 and 0.20. So 0.15 finds 4 px on c23, 8 px on c40.
 MISALIGNED = 0.15
 
 
@@ -735,8 +740,8 @@ def check(data, root, quality, mask="ssim", workers=None):
             found = list(tqdm(pool.imap(check_video, videos), f"reading {split}", len(videos), unit="video", leave=False))
         report("pictures that cannot be read", [sentence for sentences, _, _ in found for sentence in sentences])
         astray = [video.name for video, (_, _, far) in zip(videos, found) if (far or 0) > MISALIGNED]
-        report(f"fakes that do not line up with their real twin (median 1 - SSIM over {MISALIGNED}): cut by different boxes, "
-               "crop them again", astray)
+        report(f"fakes that do not line up with their real twin (median 1 - SSIM over {MISALIGNED}): cut by different boxes; "
+               "delete their boxes and masks, then run data.py faces again", astray)
         report("videos whose first frame is in another split too (in brackets)", [
             f"{video.name} ({owners[digest]})" for video, (_, digest, _) in zip(videos, found)
             if digest and owners.setdefault(digest, split) != split])
@@ -955,16 +960,21 @@ def write_demo_person(task):
 
 def write_demo(root, size=DEMO_SIZE, seed=1, workers=None):
     """Writes the demo's tree to `root` unless it is there. The same bytes for any `workers`; all of it or nothing."""
-    root = Path(root)
-    part = root.with_name(f".{root.name}.part")           # renamed at the end; what a killed run left is swept away
-    if (root / "original_sequences").is_dir():
-        return
-    shutil.rmtree(part, ignore_errors=True)
-    tasks = [(part, size, seed, *ids, DEMO_FRAMES[split]) for split, pairs in DEMO_PAIRS.items()
-             for a, b in (pair.split("_") for pair in pairs.split()) for ids in ((a, b), (b, a))]
-    with multiprocessing.Pool(workers or os.cpu_count()) as pool:
-        list(tqdm(pool.imap_unordered(write_demo_person, tasks), f"made-up faces to {root}", len(tasks), unit="person"))
-    part.rename(root)
+    root = Path(root).absolute()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with open(root.with_name(f".{root.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)                  # a run that starts meanwhile waits, and finds the demo there
+        if (root / "original_sequences").is_dir():
+            return
+        if root.is_dir() and any(root.iterdir()):
+            stop(f"{root} is not empty and holds no demo; name another --root")
+        part = root.with_name(f".{root.name}.part")       # renamed at the end; what a killed run left is swept away
+        shutil.rmtree(part, ignore_errors=True)
+        tasks = [(part, size, seed, *ids, DEMO_FRAMES[split]) for split, pairs in DEMO_PAIRS.items()
+                 for a, b in (pair.split("_") for pair in pairs.split()) for ids in ((a, b), (b, a))]
+        with multiprocessing.Pool(workers or os.cpu_count()) as pool:
+            list(tqdm(pool.imap_unordered(write_demo_person, tasks), f"made-up faces to {root}", len(tasks), unit="person"))
+        part.rename(root)
 
 
 # ---------------------------------------------------------------- command line

@@ -108,7 +108,7 @@ def roc(labels, scores, points=200):
 @torch.inference_mode()
 def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=None, amp=True, bar="frames", degradation=None,
             with_features=False):
-    """Every frame through Eq. (1). Returns a dict of numpy arrays over the n frames that could be read, and sentences:
+    """Every frame through Eq. (1), in eval mode (which stays on). Returns a dict of numpy arrays over the n readable frames, and sentences:
 
     score (n,) P(fake); video (n,) index into videos; iou (n,) of map against mask, NaN without mask or map;
     untouched, forged (videos, 1000) histograms of the map's P(fake) over the pixels of masked fake frames; unreadable: list;
@@ -119,7 +119,7 @@ def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=Non
                                          generator=torch.Generator())        # its own: ours stays as it is
     scores, video, iou, unreadable, features = [], [], [], [], []
     untouched, forged = (np.zeros((len(videos), PIXEL_BINS)) for _ in range(2))
-    training, pooled, hook = net.training, [], None
+    pooled, hook = [], None
     if with_features:                                            # f_mlp reads Z before f_aap, (B, C, 13, 13), fc what is pooled, (B, C)
         head = net.fc if isinstance(net, XceptionClassifier) else net.f_mlp
         hook = head.register_forward_pre_hook(lambda module, inputs: pooled.append(
@@ -150,7 +150,6 @@ def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=Non
         iou.append(overlap.cpu().numpy()[good])
         if with_features:
             features.append(pooled.pop().cpu().numpy()[good])
-    net.train(training)
     if hook:
         hook.remove()
     return {"score": np.concatenate(scores), "video": np.concatenate(video), "iou": np.concatenate(iou), "unreadable": unreadable,
@@ -592,8 +591,8 @@ def figure_5(runs, dataset, root, qualities, **how):
     """Fig. 5: t-SNE of the pooled features of test frames, 4 a video, by forgery; a row for each network, a column for each quality."""
     try:
         from sklearn.manifold import TSNE
-    except ImportError:
-        print("Fig. 5 is left out: t-SNE needs scikit-learn (pip install scikit-learn)")
+    except ImportError as error:
+        print(f"Fig. 5 is left out ({error}): t-SNE needs scikit-learn, pip install scikit-learn")
         return None
     pictures = []
     for name, net, settings in runs:
@@ -602,7 +601,7 @@ def figure_5(runs, dataset, root, qualities, **how):
             found = predict(net, videos, settings["size"], limit=4, bar=f"t-SNE {quality}", with_features=True, **how)
             points = TSNE(init="pca", random_state=0, perplexity=min(30, (len(found["score"]) - 1) / 3)).fit_transform(found["features"])
             method = np.array([videos[k].method for k in found["video"]])
-            ticks = [np.linspace(axis.min(), axis.max(), 5) for axis in points.T]
+            ticks = [(axis.min(), axis.max()) for axis in points.T]          # t-SNE's units mean nothing
             pictures.append(plot(f"{name}: {settings['quality']}-{quality}", "", "", *ticks, [
                 (f"{short} ({(method == m).sum()})", *points[method == m].T, colour, "dots") for (m, short), colour in
                 zip({"real": "real", **SHORT}.items(), ("red", "blue", "green", "purple", "orange")) if (method == m).any()]))
@@ -787,6 +786,10 @@ def main():
     args = parser.parse_args()
     if args.tables:
         return print(paper_tables(args.tables))
+    if args.device == "cuda" and not torch.cuda.is_available():
+        data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
+    if args.workers < 0 or args.batch_size < 1 or args.frames is not None and args.frames < 1:
+        data.stop("--workers must be at least 0, --batch-size and --frames at least 1")
     looks = args.image or args.video
     if looks and len(args.checkpoint) != 1 or not args.checkpoint and not args.figures:
         data.stop("--checkpoint FILE is missing" if not args.checkpoint else "--image and --video take one --checkpoint")
@@ -841,7 +844,8 @@ def main():
         videos = data.require_videos(dataset, root, quality, args.split, args.mask)
         for name, net, settings in runs:
             share, chance, frames = heat_in_mask(net, settings, videos, args.device)
-            print(f"Grad-CAM, {name}, {dataset} {quality}: {show(share)} of the heat inside the mask, {show(chance)} by chance ({frames} fakes)")
+            print(f"Grad-CAM, {name}, {dataset} {quality}: {show(share)} of the heat inside the mask, {show(chance)} by chance "
+                  f"({frames} fakes that have any)")
     if dataset.startswith("celeb"):
         print("Figures 3 to 8 are FF++'s; name ff++ first in --data for them")
     else:

@@ -74,7 +74,7 @@ def total_loss(branches, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0,
     lambdas: for L_li, L_cls, L_seg (Sec. III-E: all 1). A weight of 0 leaves its term out and so uncomputed; that, and branches
     without cls_logits, is how train.py's stages 1 and 2 use the same sum.
     READING Eq. (19): three terms are printed. aux = 0.4 adds the cross-entropy of OCR's soft regions, part of [39]'s block and in the
-    authors' release; --aux 0 switches it off.
+    authors' release; --aux 0 switches it off. lambda_seg does not scale it: no mask supervision at all is --lambdas 1 1 0 --aux 0.
     """
     lambda_li, lambda_cls, lambda_seg = lambdas
     parts = {}

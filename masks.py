@@ -11,6 +11,7 @@ Read beside Sec. III-E (last paragraph), Fig. 3 and Table VII.
 """
 
 import argparse
+import collections
 import multiprocessing
 import os
 from pathlib import Path
@@ -69,19 +70,23 @@ MASKS = {"ssim": ssim_mask, "diff": diff_mask}
 
 # ---------------------------------------------------------------- the masks of a whole tree
 def best_pairs(dataset, root, kind):
-    """[(fake Video, quality)]: every fake with a real twin, in the best quality in which both are on disk.
+    """[(fake Video, quality)]: the frames of every fake that its real twin shows too, each in the best quality that has both.
 
     READING Sec. III-E: nothing says from which quality. Compression itself changes structure: masks from c40 flag 0.56 of a face box
     and 0.36 of what lies outside it, masks from c23 0.40 and 0.04, masks from raw the same as c23 within 0.01. So: c0, else c23, else
     c40 with a warning; reused for every quality; the two frames of a pair never from different qualities.
     """
-    pairs = {}
+    pairs, covered, seen = [], collections.defaultdict(set), []
     for quality in data.QUALITIES:
         for split in ("train", "val", "test"):
-            for video in data.list_videos(dataset, root, quality, split, kind):
-                if video.label and video.twin:
-                    pairs.setdefault(video.key, (video, quality))
-    return list(pairs.values())
+            seen += (videos := data.list_videos(dataset, root, quality, split, kind))
+            for video in videos:
+                frames = {f: path for f, path in video.frames.items() if f in video.twin and f not in covered[video.key]}
+                if frames:
+                    covered[video.key].update(frames)
+                    pairs.append((video._replace(frames=frames), quality))
+    data.crop_rule_warnings(seen)
+    return pairs
 
 
 def write_video_masks(job):
@@ -89,7 +94,7 @@ def write_video_masks(job):
     video, folder, kind = job
     written, problems = 0, []
     for frame, path in video.frames.items():
-        if frame not in video.twin or frame in video.masks:     # a fake longer than its twin stops where the twin does
+        if frame in video.masks:
             continue
         try:
             mask = MASKS[kind](np.asarray(data.read_image(video.twin[frame])), np.asarray(data.read_image(path)))
@@ -97,22 +102,24 @@ def write_video_masks(job):
             problems.append(f"no mask for {path}: {error}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{path.stem}.part"                    # a kill leaves this; the next run writes over and renames it
+        part = folder / f".{path.stem}.{os.getpid()}.part"      # its own, as two trainings may start at once
         Image.fromarray(mask * 255).save(part, "PNG", compress_level=1)
         os.replace(part, folder / f"{path.stem}.png")
         written += 1
     return written, problems
 
 
-def write_masks(dataset, root, kind="ssim", workers=None):
+def write_masks(dataset, root, kind="ssim", workers=None, required=False):
     """Writes every missing mask of a tree beside its faces, manipulated_sequences/<method>/masks_<kind>/<video>/<frame>.png.
 
     White = manipulated. What is there is kept; processes work on one video each. Returns (masks written, sentences on frames
     without one); prints the sentences, at most five, and a warning where only c40 is at hand.
     """
     pairs = best_pairs(dataset, root, kind)
+    if not pairs and required:
+        data.stop(f"no fake video with its real twin under {root}; {data.HOW_TO_GET[dataset]}")
     jobs = [(video, data.mask_folder(root, video.method, kind, quality) / video.id, kind) for video, quality in pairs
-            if any(frame in video.twin and frame not in video.masks for frame in video.frames)]
+            if set(video.frames) - set(video.masks)]
     poor = {video.id for video, quality in pairs if quality == "c40"}
     if jobs and poor:
         print(f"warning: masks of {len(poor)} videos come from c40, whose compression blurs them; better crop c0 or c23 as well")
@@ -140,9 +147,9 @@ def main():
     parser.add_argument("--workers", type=int, help="processes, default one a core")
     args = parser.parse_args()
     root = Path(args.root or data.DEFAULT_ROOTS[args.data])
-    if not best_pairs(args.data, root, args.mask):
-        data.stop(f"no fake video with its real twin under {root}; {data.HOW_TO_GET[args.data]}")
-    written, problems = write_masks(args.data, root, args.mask, args.workers)
+    if args.workers is not None and args.workers < 1:
+        data.stop("--workers must be at least 1")
+    written, problems = write_masks(args.data, root, args.mask, args.workers, required=True)
     print(f"{written} masks written under {root}/manipulated_sequences/<method>/masks_{args.mask}, {len(problems)} frames without one")
 
 

@@ -16,6 +16,7 @@ Writes runs/NAME/: last.pt (all that --resume needs), best.pt (best frame AUC on
 """
 
 import argparse
+import datetime
 import io
 import json
 import math
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 import data
 import masks
-from evaluate import build_network, evaluate, load_network, predict, sheet, summarize, table, training_curves
+from evaluate import build_network, evaluate, load_network, predict, sheet, show, summarize, table, training_curves
 from losses import VARIANTS, classification_loss, total_loss
 from model import load_xception_weights
 
@@ -41,7 +42,7 @@ PAPER = dict(
     optimizer="sgd",            # READING Sec. IV-B: momentum 0.9, weight decay 5e-4 are the authors' release's; the paper says SGD only
     lr=0.002, eval_every=5400,  # READING Sec. IV-B: which weights count is not said; best val AUC, each 30 epochs as released
     save_every=1000, val_frames=None, lambdas=[1.0, 1.0, 1.0], aux=0.4,
-    li_by_stage=[1.0, 0.0, 1.0],
+    li_in_stage_1=1.0,          # times lambda_li
 )
 # DEPARTURE Sec. IV-B: each entry below. Minutes on two cores, from random weights, instead of days on a GPU from ImageNet's.
 DEMO = {**PAPER, **dict(
@@ -49,9 +50,9 @@ DEMO = {**PAPER, **dict(
     width=0.125, size=data.DEMO_SIZE,   # 0.5 of 32.3 million parameters; 107 px leave a 13 x 13 map
     pretrained="none",          # no ImageNet weights exist for a narrow trunk
     optimizer="adamw",          # SGD from random weights learns nothing in so few steps
-    li_by_stage=[0.0, 0.0, 1.0],  # from random weights, L_li in stage 1 makes the map constant: the easiest way to agree
+    li_in_stage_1=0.0,          # from random weights, L_li in stage 1 makes the map constant: the easiest way to agree
 )}
-LOG_EVERY = 20                  # iterations between two lines of log.jsonl; on CUDA the only moments that wait for the GPU
+LOG_EVERY = 20                  # iterations between two lines of log.jsonl; but for these, saves and validations nothing waits for the GPU
 
 
 def poly_lr(step, max_steps, base_lr, power=0.9):
@@ -81,7 +82,8 @@ def stage_weights(settings, stage):
     stage 2 is L_cls alone, as nothing else reaches what it trains; stage 3 is all of it.
     """
     li, cls, seg = settings["lambdas"]
-    return ((0, cls, 0), 0) if stage == 2 else ((li * settings["li_by_stage"][stage - 1], cls, seg), settings["aux"])
+    return ((0, cls, 0), 0) if stage == 2 else ((li * (settings["li_in_stage_1"] if stage == 1 else 1), cls, seg),
+                                                settings["aux"])
 
 
 def make_optimizer(parameters, settings, device):
@@ -115,25 +117,23 @@ def batch_draws(iteration, batch_size, rank=0, world=1):
 
 
 def panel(net, batch, path, device):
-    """A PNG of what the network sees: the first four fakes and two reals of a batch, a row each. White = fake."""
+    """A PNG of what the network sees: the first four fakes and two reals of a batch, a row each. White = fake. Leaves eval mode on."""
     rows = sorted(range(len(batch["label"])), key=lambda k: -int(batch["label"][k] > 0))
     rows = rows[:4] + [k for k in rows[4:] if batch["label"][k] == 0][:2]
-    pictures, modes = [batch["clean"][rows], batch["degraded"][rows], batch["mask"][rows] * 255], [module.training for module in net.modules()]
+    pictures = [batch["clean"][rows], batch["degraded"][rows], batch["mask"][rows] * 255]
     net.eval()
     with torch.inference_mode():
         for images in pictures[:2]:
             seg_logits = net(data.to_input(images.to(device)), heads=(False, False)).seg_logits.float()
             pictures.append((F.interpolate(seg_logits.softmax(1)[:, 1:], size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
                              * 255).byte().cpu())
-    for module, mode in zip(net.modules(), modes):
-        module.training = mode
     titles = "clean", "degraded", "mask", "map of clean", "map of degraded"
     sheet(path.stem.replace("panel_", "training batch, iteration "), titles, [
         ("fake" if batch["label"][k] else "real", [to_pil_image(images[row]) for images in pictures]) for row, k in enumerate(rows)]).save(path)
 
 
 def parse_arguments(argv=None):
-    """Command line -> settings dict: the flags given, else the paper's values, else (--data demo) the demo's."""
+    """Command line -> settings dict: the flags given, else the paper's values, or with --data demo the demo's (DEMO)."""
     parser = argparse.ArgumentParser(description="Train LiSiam in the paper's three stages (Sec. IV-B).")
     parser.add_argument("--data", choices=["ff++", "demo"], required=True, help="FaceForensics++ face crops, or the made-up demo")
     parser.add_argument("--root", help="folder of the data set, default " + ", ".join(data.DEFAULT_ROOTS[d] for d in ("ff++", "demo")))
@@ -143,8 +143,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--iqd", action="store_true", help="degrade the Xception baseline's input (Table V)")
     parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim", help="X_gt (Table VII); given: a benchmark's own")
     parser.add_argument("--iterations", type=int, nargs=3, metavar=("SEG", "CLS", "ALL"),
-                        help="steps per stage; the paper's are 146000 16000 324000")
-    parser.add_argument("--batch-size", type=int, help="pairs, over all processes (Sec. IV-B), default 32")
+                        help="steps per stage; the paper's are 146000 16000 324000 (demo: 300 60 840)")
+    parser.add_argument("--batch-size", type=int, help="pairs, over all processes (Sec. IV-B), default 32 (demo: 16)")
     parser.add_argument("--lr", type=float, help="initial rate (Sec. IV-B), default 0.002")
     parser.add_argument("--lambdas", type=float, nargs=3, metavar=("LI", "CLS", "SEG"), help="Eq. (19), default 1 1 1")
     parser.add_argument("--aux", type=float, help="weight of OCR's soft-region loss [39], default 0.4; 0: off")
@@ -154,9 +154,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--size", type=int, help="pixels of a crop's side, default 299 (demo: 107)")
     parser.add_argument("--augment", action="store_true", help="random crop and flip, the same for both branches and the mask")
     parser.add_argument("--seed", type=int, default=0, help="of weights, draws and dropout, default %(default)s")
-    parser.add_argument("--eval-every", type=int, help="iterations between validations, from stage 2 on, default 5400")
+    parser.add_argument("--eval-every", type=int, help="iterations between validations, from stage 2 on, default 5400 (demo: 200)")
     parser.add_argument("--val-frames", type=int, help="at most so many frames a validation video, default all")
-    parser.add_argument("--save-every", type=int, help="iterations between two last.pt, default 1000")
+    parser.add_argument("--save-every", type=int, help="iterations between two last.pt, default 1000 (demo: 100)")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes, default %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     parser.add_argument("--no-amp", action="store_true", help="float32 instead of bfloat16 on CUDA")
@@ -177,14 +177,22 @@ def parse_arguments(argv=None):
         settings["out"] = "runs/demo" if name == ["demo", "c23", "lisiam"] else "runs/" + "-".join(name)
     if settings["iqd"] and settings["model"] != "xception":
         data.stop("--iqd degrades the input of --model xception; LiSiam has its degraded branch already")
+    if settings["model"] == "xception" and (settings["variant"] != "A" or settings["lambdas"] != PAPER["lambdas"]):
+        data.stop("--variant and --lambdas are LiSiam's; --model xception has one cross-entropy loss")
+    if min(settings["save_every"], settings["eval_every"], settings["val_frames"] or 1) < 1 or settings["workers"] < 0 or not (
+            settings["lr"] > 0 and settings["width"] > 0):
+        data.stop("--save-every, --eval-every and --val-frames must be at least 1, --workers at least 0, --lr and --width above 0")
+    if settings["device"] == "cuda" and not torch.cuda.is_available():
+        data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
     if min(settings["iterations"]) < 0 or settings["batch_size"] < 2 or settings["size"] < 23 or not 0 <= settings["seed"] < 2 ** 31:
         data.stop("--iterations must not be negative, --batch-size at least 2 (BatchNorm), --size at least 23 (a map of 3 x 3 cells), "
                   "--seed from 0 to 2147483647")
     return settings
 
 
-# What may differ between a run and its --resume: it does not change a single weight (on one machine).
-FREE_TO_CHANGE = {"root", "workers", "device", "out", "resume", "save_every", "compile"}
+# What may differ between a run and its --resume. device and compile change rounding, and with it the last bits; so does the number
+# of processes, which is not stored: each has BatchNorm statistics and dropout of its own. The others change nothing.
+FREE_TO_CHANGE = {"root", "workers", "device", "out", "save_every", "compile"}
 
 
 def resume(out, settings):
@@ -218,11 +226,12 @@ def main(argv=None):
     # ---------------------------------------------------------------- one process a GPU under torchrun, else just one
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if world > 1:
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
+        # hours, not NCCL's 10 minutes: the others wait while rank 0 writes masks and validates
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if settings["batch_size"] % world:
-        data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes")
+    if settings["batch_size"] % world or settings["batch_size"] < 2 * world:
+        data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes: each needs as many pairs, at least 2")
     if (out / "last.pt").exists() and not settings["resume"]:
         data.stop(f"{out} already holds a run; --resume goes on with it, --out FOLDER starts another")
 
@@ -275,8 +284,10 @@ def main(argv=None):
 
     if rank == 0:
         log_path = out / "log.jsonl"
-        lines = log_path.read_text().splitlines() if log_path.exists() else []
-        log_path.write_text("".join(line + "\n" for line in lines if settings["resume"] and json.loads(line)["iteration"] <= iteration))
+        whole = log_path.read_text().rpartition("\n")[0] if settings["resume"] and log_path.exists() else ""   # a full disk tears a line
+        part = out / ".log.part"                                     # without what will be done again
+        part.write_text("".join(line + "\n" for line in whole.splitlines() if json.loads(line)["iteration"] <= iteration))
+        os.replace(part, log_path)
         log = open(log_path, "a", buffering=1)
         if not settings["resume"]:
             save_last(None)
@@ -358,19 +369,18 @@ def main(argv=None):
                 if rank == 0:
                     log.write(json.dumps(line | {"time": round(time.time(), 1)}) + "\n")
             if validates and rank == 0 and len({video.label for video in val_videos}) == 2:
-                modes = [module.training for module in net.modules()]
                 row = summarize(predict(net, val_videos, settings["size"], settings["batch_size"], device, settings["workers"],
                                         settings["val_frames"], not settings["no_amp"], bar="validation"), val_videos)
-                for module, mode in zip(net.modules(), modes):
-                    module.training = mode
                 log.write(json.dumps({"iteration": iteration, "stage": stage, "val": row}) + "\n")
-                tqdm.write(f"iteration {iteration}, stage {stage}: val frame AUC {row['frame_auc']:.3f}, video AUC {row['video_auc']:.3f}, "
-                           f"IoU {row['iou'] if row['iou'] is None else round(row['iou'], 3)}")
-                if row["frame_auc"] > best:
+                tqdm.write(f"iteration {iteration}, stage {stage}: val frame AUC {show(row['frame_auc'])}, video AUC {show(row['video_auc'])}, "
+                           f"IoU {show(row['iou'])}" + " (no readable real, or no fake val frame)" * (row["frame_auc"] is None))
+                if row["frame_auc"] is not None and row["frame_auc"] > best:
                     best = row["frame_auc"]
                     save(out / "best.pt", {"model": net.state_dict(), "iteration": iteration, "settings": kept})
             if (validates or last_step) and rank == 0 and not baseline:
                 panel(net, batch, out / f"panel_{iteration:06d}.png", device)
+            if validates or last_step:
+                freeze(net, stage)                                   # predict and panel leave the network in eval mode
             if saves and rank == 0:
                 save_last(optimizer)
             if world > 1 and (validates or saves):
@@ -385,13 +395,14 @@ def main(argv=None):
     # ---------------------------------------------------------------- the demo's test table
     if rank == 0 and settings["data"] == "demo":
         net, _ = load_network(out / "best.pt", device)
-        results = [evaluate(net, settings, "demo", settings["root"], quality, "test", "ssim", None, 32, device, settings["workers"])
-                   for quality in data.QUALITIES]
+        results = [evaluate(net, settings, "demo", settings["root"], quality, "test", settings["mask"], None, 32, device, settings["workers"],
+                            not settings["no_amp"]) for quality in data.QUALITIES]
         (out / "test.json").write_text(json.dumps([{"settings": kept, "results": results}], indent=1) + "\n")
         print(f"\nTest split, trained on {settings['quality']}, weights of {out / 'best.pt'}; pictures: {out}/*.png")
         print(table(settings, results))
     elif rank == 0:
-        print(f"done; test it: python evaluate.py --checkpoint {out / 'best.pt'} --data ff++ --root {settings['root']} --quality c23 c40")
+        print(f"done; test it: python evaluate.py --checkpoint {out / 'best.pt'} --data ff++ --root {settings['root']} "
+              f"--quality {settings['quality']}")
     if world > 1:
         distributed.destroy_process_group()
 

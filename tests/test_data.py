@@ -1,6 +1,7 @@
 """data.py beside Sec. IV-A: which videos there are, what a draw holds, what damaged input leads to; the demo is no giveaway."""
 
 import io
+import multiprocessing
 import re
 import shutil
 import sys
@@ -179,11 +180,17 @@ def damaged(kind, path):
         Image.new("1", (20000, 20000)).save(path)
     elif kind == "1 x 1":
         Image.new("RGB", (1, 1)).save(path)
+    elif kind == "exif":
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0112] = "maker", 6
+        block = bytearray(exif.tobytes())
+        block[17] = 41                                           # the maker's name is of type 41, which there is not
+        Image.new("RGB", (32, 32)).save(path, "JPEG", exif=bytes(block))
     else:
         path.write_bytes({"truncated": picture.getvalue()[:2000], "empty": b"", "text": b"I am a text"}[kind])
 
 
-@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "1 x 1", "huge", "missing"])
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "1 x 1", "huge", "missing", "exif"])
 def test_a_damaged_picture_is_one_sentence(tmp_path, kind):
     path = tmp_path / "0000.png"
     if kind != "missing":
@@ -386,6 +393,23 @@ def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "tree"
     data.write_demo(root)
     return root
+
+
+def test_a_demo_is_drawn_once_however_many_runs_start_at_once(tmp_path, monkeypatch, capsys):
+    """The second waits for the first, and finds its demo; a folder that holds something else is left alone."""
+    monkeypatch.setattr(data, "DEMO_PAIRS", {"train": "000_001"})
+    monkeypatch.setattr(data, "DEMO_FRAMES", {"train": 2})
+    both = [multiprocessing.get_context("fork").Process(target=data.write_demo, args=(tmp_path / "demo", 64), daemon=False) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0] and len(list((tmp_path / "demo").glob("**/*.*"))) == 2 * 5 * 2 * 3
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.txt").write_text("all of it")
+    with pytest.raises(SystemExit):
+        data.write_demo(tmp_path / "other")
+    assert "holds no demo" in capsys.readouterr().err and (tmp_path / "other/thesis.txt").exists()
 
 
 def test_the_demo_has_the_same_bytes_whoever_draws_it(demo, tmp_path):

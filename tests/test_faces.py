@@ -233,7 +233,7 @@ def build_jobs(root):
 
 def crop_all(root):
     for folder in ("o", "m"):
-        faces.claim_folder(Path(root) / "out" / folder / "faces", {4}, 64, "lbp")
+        faces.claim_folder(Path(root) / "out" / folder / "faces", 64, "lbp")
     return [faces.crop_group(group) for group in build_jobs(root)]
 
 
@@ -258,21 +258,31 @@ def test_killed_at_any_moment_then_run_again_gives_the_same_bytes(tmp_path):
     assert len(seen) > 1                                        # the kills did fall at different moments
 
 
+def test_new_boxes_cut_everything_again(tmp_path):
+    """A replaced video: its boxes deleted, as README says. Old crops and new boxes must not be mixed."""
+    crop_all(tmp_path)
+    boxes = next(tmp_path.glob("**/000_4.json"))
+    boxes.unlink()
+    reports = crop_all(tmp_path)
+    assert [(report["written"], report["there"]) for report in reports][0] == (2, 0) and boxes.exists()
+    assert all(report["written"] == 0 for report in reports[1:])
+
+
 # ---------------------------------------------------------------- the rule, the packages
 def test_the_rule_is_stored_and_another_one_refused(tmp_path, capsys):
     video, out = folder_video(tmp_path / "frames" / "000", 2), tmp_path / "a" / "faces"
-    faces.claim_folder(out, {2}, 64, "lbp")
-    assert json.loads((out / "crop_rule.json").read_text()) == {"detector": "lbp", "scale": 1.4, "size": 64, "frames": [2]}
-    faces.claim_folder(out, {2}, 64, "centerface")                    # no crops yet: any rule will do
-    faces.claim_folder(out, {2}, 64, "lbp")
+    faces.claim_folder(out, 64, "lbp")
+    assert json.loads((out / "crop_rule.json").read_text()) == {"detector": "lbp", "scale": 1.4, "size": 64}
+    faces.claim_folder(out, 64, "centerface")                    # no crops yet: any rule will do
+    faces.claim_folder(out, 64, "lbp")
     faces.crop_group(job("000", video, [(video, out / "000")], 2))
-    faces.claim_folder(out, {30, 100}, 64, "lbp")                # splits differ in frames a video, not in the rule
-    assert "move it away" in stopped(capsys, faces.claim_folder, out, {2}, 64, "centerface")
-    assert "move it away" in stopped(capsys, faces.claim_folder, out, {2}, 96, "lbp")
+    faces.claim_folder(out, 64, "lbp")
+    assert "move it away" in stopped(capsys, faces.claim_folder, out, 64, "centerface")
+    assert "move it away" in stopped(capsys, faces.claim_folder, out, 96, "lbp")
     (out / "crop_rule.json").write_text("{")
-    assert "is damaged" in stopped(capsys, faces.claim_folder, out, {2}, 64, "lbp")
+    assert "is damaged" in stopped(capsys, faces.claim_folder, out, 64, "lbp")
     (out / "crop_rule.json").unlink()                             # crops of who knows what
-    assert "unknown rule" in stopped(capsys, faces.claim_folder, out, {2}, 64, "lbp")
+    assert "unknown rule" in stopped(capsys, faces.claim_folder, out, 64, "lbp")
 
 
 def refuse(monkeypatch, package, error):

@@ -123,6 +123,24 @@ def test_masks_come_from_the_best_quality_and_serve_all(tmp_path, capsys):
     assert "come from c40" in capsys.readouterr().out
 
 
+def test_frames_that_the_best_quality_lacks_come_from_the_next(tmp_path):
+    """One frame in c0, three in c23: the mask of the first is c0's, the other two are c23's, and none is missing."""
+    root = write_tiny_tree(tmp_path, ("c0", "c23"))
+    for path in [*root.glob("**/c0/faces/*/0001.png"), *root.glob("**/c0/faces/*/0002.png")]:
+        path.unlink()
+    assert masks.write_masks("ff++", root, workers=1) == (72, []) and masks.write_masks("ff++", root, workers=1) == (0, [])
+    assert all(len(video.masks) == 3 for video in data.list_videos("ff++", root, "c23", "train") if video.label)
+    assert all(list(video.masks) == [0] for video in data.list_videos("ff++", root, "c0", "train") if video.label)
+
+
+def test_masks_over_crops_of_another_rule_are_warned_about(tmp_path, capsys):
+    root = write_tiny_tree(tmp_path, ("c0", "c23"))
+    for path in root.glob("**/faces"):
+        (path / "crop_rule.json").write_text(f'{{"detector": "{"lbp" if "c0" in str(path) else "centerface"}"}}')
+    masks.write_masks("ff++", root, workers=1)
+    assert "masks do not fit" in capsys.readouterr().out
+
+
 def test_a_longer_fake_stops_where_its_twin_does_and_bad_frames_are_named(tiny_tree):
     folder = tiny_tree / "manipulated_sequences/FaceSwap/c23/faces/071_054"
     (folder / "0003.png").write_bytes((folder / "0002.png").read_bytes())        # the twin has no frame 3

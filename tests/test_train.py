@@ -284,6 +284,35 @@ def test_torchrun_with_two_processes_trains_all_stages_and_writes_one_run(masked
     assert logged == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("flags, part", [
+    ("--save-every 0", "--save-every"), ("--eval-every 0", "--eval-every"), ("--val-frames -1", "--val-frames"), ("--workers -1", "--workers"),
+    ("--lr -1", "--lr"), ("--width 0", "--width"), ("--model xception --variant C", "--variant"), ("--iqd", "--iqd"), ("--seed -1", "--seed"),
+    pytest.param("--device cuda", "no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"))])
+def test_numbers_that_make_no_sense_are_refused_before_anything_starts(flags, part, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_arguments(["--data", "ff++", *flags.split()])
+    sentence = capsys.readouterr().err
+    assert stop.value.code == 2 and part in sentence and len(sentence.splitlines()) == 1
+
+
+def test_resume_forgets_a_torn_line_of_the_log(masked_tree, tmp_path):
+    run(masked_tree, tmp_path / "run", (1, 1, 2))
+    log = tmp_path / "run" / "log.jsonl"
+    before = log.read_text()
+    log.write_text(before + '{"iteration": 3, "sta')
+    run(masked_tree, tmp_path / "run", (1, 1, 2), "--resume")
+    assert log.read_text() == before
+
+
+def test_a_validation_without_one_readable_real_frame_has_no_auc_and_does_not_end_the_run(masked_tree, tmp_path, capsys):
+    for video in data.list_videos("ff++", masked_tree, "c23", "val"):
+        for path in video.frames.values():
+            if not video.label:
+                path.write_bytes(b"")
+    run(masked_tree, tmp_path / "run", (1, 1, 1))
+    assert "val frame AUC n/a" in capsys.readouterr().out and (tmp_path / "run" / "best.pt").exists()
+
+
 @pytest.mark.parametrize("arguments, same", [
     ("--data ff++", True), ("--data ff++ --quality c40 --variant F --seed 3 --pretrained some.pth --val-frames 2", True), ("--data demo", False),
     ("--data ff++ --iterations 10 10 10", False), ("--data ff++ --width 0.5", False), ("--data ff++ --pretrained none", False),
