@@ -19,6 +19,7 @@ import argparse
 import functools
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,14 @@ PIXEL_BINS = 1000           # the map's P(fake) in steps of 0.001, so that pixel
 
 
 # ---------------------------------------------------------------- Sec. IV-A4: metrics
-def auc(labels, scores, weights=None):
+def auc(labels, scores):
     """Area under the ROC curve: the chance that a fake scores above a real, a tie counting one half. None with one class only.
 
-    labels (n,) of 0 and 1; scores (n,) any real numbers; weights (n,): how often each counts, default once.
+    labels (n,) of 0 and 1; scores (n,) any real numbers.
     """
     fake = np.asarray(labels).astype(bool)
-    weights = np.ones(len(fake)) if weights is None else weights
     levels, place = np.unique(scores, return_inverse=True)                   # equal scores share a place
-    return histogram_auc(*(np.bincount(place, weights * chosen, minlength=len(levels)) for chosen in (~fake, fake)))
+    return histogram_auc(*(np.bincount(place, chosen, len(levels)) for chosen in (~fake, fake)))
 
 
 def histogram_auc(untouched, forged):
@@ -76,21 +76,24 @@ def intervals(labels, scores, video, repeats=1000):
     """95 % bootstrap intervals of the frame- and video-level accuracy and AUC. Frames of a video are alike, so videos are drawn.
 
     labels, scores (n,) of the frames, video (n,) the index of each frame's video. 1,000 times as many real and as many fake videos
-    as there are are drawn with replacement; returns {name: [low, high]}, {} where a class is missing.
+    as there are are drawn with replacement; returns {name: [low, high]}, {} with fewer than five videos of a class. Fakes made on
+    one real video count as independent, so on FF++ the intervals are rather too narrow.
     """
     means, indices = video_scores(scores, video)
     place = np.searchsorted(indices, video)                                  # (n,) 0 .. videos - 1
     truth = np.zeros(len(indices), bool)
     truth[place] = labels
-    if truth.all() or not truth.any():
+    if min(truth.sum(), (~truth).sum()) < 5:
         return {}
+    levels = [(t, (score > 0.5) == t, np.unique(score, return_inverse=True)[1], to)          # sorted once, weighted 1,000 times
+              for t, score, to in ((truth[place], scores, place), (truth, means, np.arange(len(truth))))]
     rng, samples = np.random.default_rng(0), []
     for _ in range(repeats):
         drawn = np.zeros(len(indices))                                       # how often each video was drawn
         for group in (np.flatnonzero(truth), np.flatnonzero(~truth)):
             np.add.at(drawn, rng.choice(group, len(group)), 1)
-        samples.append([number for t, score, weight in ((truth[place], scores, drawn[place]), (truth, means, drawn))
-                        for number in (np.average((score > 0.5) == t, weights=weight), auc(t, score, weight))])
+        samples.append([number for t, right, rank, to in levels for number in (np.average(right, weights=drawn[to]), histogram_auc(
+            np.bincount(rank, drawn[to] * ~t), np.bincount(rank, drawn[to] * t)))])
     return dict(zip(LEVELS, np.percentile(samples, [2.5, 97.5], axis=0).T.tolist()))
 
 
@@ -105,14 +108,26 @@ def roc(labels, scores, points=200):
 
 
 # ---------------------------------------------------------------- one pass over the frames
+def look(net, images):
+    """Eq. (1) on (B, 3, S, S) uint8 pictures -> P(fake) (B,), and the map's P(fake) (B, S, S), None for the baseline.
+
+    In double precision, as float32 would round many scores to 1.0, and ties cost AUC (bfloat16 logits can tie all the same).
+    """
+    output = net(data.to_input(images))
+    cls_logits, probs = (output, None) if torch.is_tensor(output) else (output.cls_logits, output.seg_logits)
+    if probs is not None:
+        probs = F.interpolate(probs.float().softmax(dim=1)[:, 1:], size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return 1 - cls_logits.double().softmax(dim=1)[:, 0], probs
+
+
 @torch.inference_mode()
 def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=None, amp=True, bar="frames", degradation=None,
             with_features=False):
-    """Every frame through Eq. (1), in eval mode (which stays on). Returns a dict of numpy arrays over the n readable frames, and sentences:
+    """Every frame through Eq. (1), in eval mode (which stays on). Returns arrays over the n readable frames, and a list:
 
     score (n,) P(fake); video (n,) index into videos; iou (n,) of map against mask, NaN without mask or map;
     untouched, forged (videos, 1000) histograms of the map's P(fake) over the pixels of masked fake frames; unreadable: list;
-    features (n, 1024 or 2048) on demand: what the last layers read, pooled Z or the baseline's pooled last map.
+    features (n, channels) on demand: what the last layers read, pooled Z or the baseline's pooled last map.
     """
     frames = data.TestFrames(videos, size, limit, degradation)
     loader = torch.utils.data.DataLoader(frames, batch_size, num_workers=workers, pin_memory=device == "cuda",
@@ -127,14 +142,10 @@ def predict(net, videos, size, batch_size=32, device="cpu", workers=0, limit=Non
     net.eval()
     for batch in tqdm(loader, bar, leave=False, disable=bar is None):
         with torch.autocast(device, torch.bfloat16, enabled=amp and device == "cuda"):
-            output = net(data.to_input(batch["image"].to(device, non_blocking=True)))
-        cls_logits = output if torch.is_tensor(output) else output.cls_logits            # the baseline gives logits alone
-        score = 1 - cls_logits.double().softmax(dim=1)[:, 0]                             # double: no ties at 1.0 by rounding
+            score, probs = look(net, batch["image"].to(device, non_blocking=True))
         overlap = torch.full_like(score, float("nan"))
-        if not torch.is_tensor(output) and batch["has_mask"].any():
+        if probs is not None and batch["has_mask"].any():
             mask = batch["mask"].to(device).bool()                                       # (B, S, S)
-            probs = F.interpolate(output.seg_logits.float().softmax(dim=1)[:, 1:], size=mask.shape[1:],
-                                  mode="bilinear", align_corners=False)[:, 0]            # (B, S, S) P(fake) of each pixel
             marked = probs > 0.5
             overlap = (marked & mask).sum((1, 2)) / (marked | mask).sum((1, 2)).double()   # 0 / 0 = NaN: nothing to find or found
             bins = (probs * PIXEL_BINS).long().clamp(0, PIXEL_BINS - 1).cpu().numpy()
@@ -174,18 +185,19 @@ def summarize(predictions, videos, method=None):
     return row
 
 
-def evaluate(net, settings, dataset, root, quality, split="test", mask="ssim", limit=None, batch_size=32, device="cpu", workers=0,
+def evaluate(net, settings, dataset, root, quality, split="test", mask=None, limit=None, batch_size=32, device="cpu", workers=0,
              amp=True):
-    """One network on one data set, quality (None for Celeb-DF, which has one) and split.
+    """One network on one data set, quality (None for Celeb-DF, which has one) and split; mask: default as trained with.
 
     Returns what --json writes: counts and numbers, overall and per method, intervals and ROC curves.
     """
+    mask = mask or settings["mask"]
     videos = data.require_videos(dataset, root, quality, split, mask)
     found = predict(net, videos, settings["size"], batch_size, device, workers, limit, amp, bar=f"{dataset} {quality or ''} {split}")
-    methods = sorted({video.method for video in videos if video.label}, key=[v.method for v in videos].index)
+    methods = list(dict.fromkeys(video.method for video in videos if video.label))
     labels = np.array([video.label for video in videos])
     means, indices = video_scores(found["score"], found["video"])
-    return {"data": dataset, "quality": quality, "split": split, "limit": limit, "unreadable": len(found["unreadable"]),
+    return {"data": dataset, "quality": quality, "split": split, "limit": limit, "mask": mask, "unreadable": len(found["unreadable"]),
             "unreadable_frames": found["unreadable"][:20], **summarize(found, videos),
             "methods": {method: summarize(found, videos, method) for method in methods},
             "intervals": intervals(labels[found["video"]], found["score"], found["video"]),
@@ -193,9 +205,9 @@ def evaluate(net, settings, dataset, root, quality, split="test", mask="ssim", l
 
 
 # ---------------------------------------------------------------- Tables I to VII
-COLUMNS = (("frames", "frames"), ("videos", "videos"), ("frame_acc", "Acc frame"), ("frame_auc", "AUC frame"),
-           ("video_acc", "Acc video"), ("video_auc", "AUC video"), ("frame_acc_real", "Acc real"), ("frame_acc_fake", "Acc fake"),
-           ("iou", "IoU"), ("pixel_auc", "AUC pixel"))       # Acc real, Acc fake: of frames
+COLUMNS = {"frames": "frames", "videos": "videos", "frame_acc": "Acc frame", "frame_auc": "AUC frame", "video_acc": "Acc video",
+           "video_auc": "AUC video", "frame_acc_real": "Acc real", "frame_acc_fake": "Acc fake",         # of frames
+           "iou": "IoU", "pixel_auc": "AUC pixel"}
 
 # The paper's numbers in percent: model, trained on, tested on, then frame Acc, frame AUC (Tables I, III, VI), video Acc, video AUC
 # (Tables II, IV-VII); a number that stands in several tables is the same in all. Xception is the authors' own run but for Table III.
@@ -224,14 +236,15 @@ Xception       c23 celeb-df-v1 - 38.7  -    -       Xception      c23 celeb-df-v
 # READING Table III: it says "FF++" and no level: c23, and frame level, the default of Sec. IV-A4.
 PAPER_NUMBERS = {tuple(PAPER_NUMBERS[k:k + 3]): dict(zip(LEVELS, PAPER_NUMBERS[k + 3:k + 7])) for k in range(0, len(PAPER_NUMBERS), 7)}
 # Each table: what it holds, models, qualities trained on (None: the one tested on), test sets, numbers.
-TABLES = {"I": ("frame level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("frame_acc", "frame_auc")),
-          "II": ("video level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc")),
-          "III": ("cross-database, frame level", ("Xception", "LiSiam"), ("c23",), ("celeb-df-v1", "celeb-df-v2"), ("frame_auc",)),
-          "IV": ("cross-quality, video level", ("Xception", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
-          "V": ("cross-quality, degraded input", ("Xception+IQD", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
-          "VI": ("ablation", ("Xception", "LiSiam", *(f"Model-{v}" for v in "BCDEFG")), None, ("c40",),
+TEST_VIDEOS = {"ff++": 700, "celeb-df-v1": 100, "celeb-df-v2": 518}     # Sec. IV-A1, IV-A2: the whole test sets
+TABLES = {"Table I": ("frame level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("frame_acc", "frame_auc")),
+          "Table II": ("video level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc")),
+          "Table III": ("cross-database, frame level", ("Xception", "LiSiam"), ("c23",), ("celeb-df-v1", "celeb-df-v2"), ("frame_auc",)),
+          "Table IV": ("cross-quality, video level", ("Xception", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
+          "Table V": ("cross-quality, degraded input", ("Xception+IQD", "LiSiam"), data.QUALITIES, data.QUALITIES, ("video_auc",)),
+          "Table VI": ("ablation", ("Xception", "LiSiam", *(f"Model-{v}" for v in "BCDEFG")), None, ("c40",),
                  ("video_acc", "video_auc", "frame_acc", "frame_auc")),
-          "VII": ("masks, video level", ("LiSiam+DIFF", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc"))}
+          "Table VII": ("masks, video level", ("LiSiam+DIFF", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc"))}
 
 
 def model_name(settings):
@@ -247,9 +260,10 @@ def tested_on(settings, result):
 
 
 def paper_number(settings, result, name):
-    """The paper's number for this very cell, in percent as printed. None where there is none, or where model, training, test set or
-    frames differ from the paper's: its number stands beside nothing else."""
-    whole = result["split"] == "test" and not result["limit"] and (result["data"] != "ff++" or set(result["methods"]) == set(data.METHODS))
+    """The paper's number for this very cell, in percent as printed. None where there is none, or where model, training or test set
+    differ from the paper's (all videos, 100 frames each of FF++): its number stands beside nothing else."""
+    whole = (result["split"] == "test" and not result["limit"] and result["videos"] == TEST_VIDEOS.get(result["data"])
+             and (result["data"] != "ff++" or result["frames"] + result["unreadable"] == 70_000))
     numbers = PAPER_NUMBERS.get((model_name(settings), settings["quality"], tested_on(settings, result)), {})
     number = numbers.get(name, "-") if whole and settings.get("as_published") else "-"
     return None if number == "-" else number
@@ -266,32 +280,28 @@ def show(value):
 
 def table(settings, results):
     """A run's results of evaluate -> a Markdown table, one row for all methods and one for each against all real videos."""
-    lines = ["| test set | fakes | " + " | ".join(title for _, title in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    notes = []
+    lines, notes = ["| test set | fakes | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"], []
     for result in results:
         where = f"{test_set(result)} {result['split']}"
-        for method, row in (("all", result), *result["methods"].items()):
-            cells = [show(row[key]) for key, _ in COLUMNS]
-            if method == "all":
-                numbers = [paper_number(settings, result, key) for key, _ in COLUMNS]
-                cells = [cell if number is None else f"{cell} (paper: {number} %)" for cell, number in zip(cells, numbers)]
-            lines.append(f"| {where if method == 'all' else ''} | {method} | " + " | ".join(cells) + " |")
+        numbers = {key: paper_number(settings, result, key) for key in COLUMNS}
+        cells = [show(result[key]) + f" (paper: {numbers[key]} %)" * (numbers[key] is not None) for key in COLUMNS]
+        lines.append(f"| {where} | all | " + " | ".join(cells) + " |")
+        lines += [f"|  | {method} | " + " | ".join(show(row[key]) for key in COLUMNS) + " |" for method, row in result["methods"].items()]
         if result["intervals"]:
-            titles = dict(COLUMNS)
             notes.append(f"{where}, 95 % intervals over videos: " + ", ".join(
-                f"{titles[name]} {low:.3f} to {high:.3f}" for name, (low, high) in result["intervals"].items()))
+                f"{COLUMNS[name]} {low:.3f} to {high:.3f}" for name, (low, high) in result["intervals"].items()))
         if result["unreadable"]:
             notes.append(f"{where}: {result['unreadable']} frames could not be read and are left out, the first: "
                          f"{result['unreadable_frames'][0]}")
     if any(result["iou"] is None for result in results):
-        notes.append("IoU and pixel AUC are n/a without masks on disk (python masks.py) or without a map (the Xception baseline)")
+        notes.append("IoU and pixel AUC are n/a without masks on disk (python masks.py; Celeb-DF has none), and for the baseline")
     return "\n".join(lines + notes)
 
 
 def paper_tables(paths):
     """JSON files of --json -> Tables I to VII in Markdown, in percent. A cell that no run filled says 'not run'; several runs (seeds)
     make mean and standard deviation. Runs of unlike data or settings get tables of their own."""
-    groups = {}                                                  # {what was alike: {(model, trained, tested): {run: result}}}
+    groups = {}                                      # {what is alike: {(model, trained, tested): {run: (result, settings)}}}
     for path in paths:
         try:
             for run in json.loads(Path(path).read_text()):
@@ -299,38 +309,40 @@ def paper_tables(paths):
                 alike = "as published" if settings.get("as_published") else ", ".join(
                     f"{name} {settings[name]}" for name in ("iterations", "batch_size", "width", "size", "optimizer", "lr", "lambdas",
                                                             "aux", "augment", "pretrained"))
-                cells = groups.setdefault((settings["data"], alike), {})
                 for result in run["results"]:
-                    if result["split"] == "test":
-                        cell = cells.setdefault((model_name(settings), settings["quality"], tested_on(settings, result)), {})
-                        cell[settings["seed"], settings["out"]] = result, [paper_number(settings, result, name) for name in LEVELS]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                    if result["split"] != "test":
+                        continue
+                    sampled = f", tested on {result['limit']} frames a video" * bool(result["limit"])
+                    cell = groups.setdefault((settings["data"], alike + sampled), {}).setdefault(
+                        (model_name(settings), settings["quality"], tested_on(settings, result)), {})
+                    if cell.setdefault((settings["seed"], settings["out"]), (result, settings))[0] != result:
+                        print(f"warning: {path}: {settings['out']} on {tested_on(settings, result)} is in the tables already, from a file "
+                              "before this one", file=sys.stderr)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             data.stop(f"{path} is not a result of evaluate.py --json ({type(error).__name__}: {error}); make one with --checkpoint ... "
                       "--json FILE")
 
-    def cell_text(runs, name):
-        values = [100 * result[name] for result, _ in runs.values() if result.get(name) is not None]
+    def text(runs, name):
+        values = [100 * result[name] for result, _ in runs.values() if result[name] is not None]
         if not values:
             return "n/a" if runs else "not run"
-        paper = {numbers[LEVELS.index(name)] for _, numbers in runs.values()} - {None} if name in LEVELS else set()
+        paper = {paper_number(settings, result, name) for result, settings in runs.values()} - {None}
         return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f} ({len(values)})" if len(values) > 1 else "") + "".join(
             f" (paper: {number})" for number in paper)
 
     lines = []
-    for (trained_data, alike), cells in sorted(groups.items()):
-        lines += [f"## Trained on {trained_data}, {alike}", "", "In percent; several runs: mean ± standard deviation (runs)."]
-        tested = list(dict.fromkeys(test for _, _, test in cells))
-        everything = {"Every run": ("AUC of frames, of videos, IoU", list(dict.fromkeys(model for model, _, _ in cells)),
-                                    sorted({quality for _, quality, _ in cells}), tested, ("frame_auc", "video_auc", "iou"))}
+    for (trained_on, alike), cells in sorted(groups.items()):
+        lines += [f"## Trained on {trained_on}, {alike}", "", "In percent; several runs: mean ± standard deviation (runs)."]
+        models, qualities, tests = (list(dict.fromkeys(cell[k] for cell in cells)) for k in range(3))
+        everything = {"Every run": ("AUC of frames, of videos, IoU", models, sorted(qualities), tests, ("frame_auc", "video_auc", "iou"))}
         for number, (what, models, trained, tests, names) in (everything | TABLES).items():
-            title = dict(COLUMNS)
-            lines += ["", f"### {number if number == 'Every run' else 'Table ' + number}: {what}", "",
-                      "| model | trained on | " + " | ".join(f"{test} {title[name]}" for test in tests for name in names) + " |",
+            lines += ["", f"### {number}: {what}", "",
+                      "| model | trained on | " + " | ".join(f"{test} {COLUMNS[name]}" for test in tests for name in names) + " |",
                       "|---" * (2 + len(tests) * len(names)) + "|"]
             for quality in trained or (None,):
                 for model in models:
-                    row = [cell_text(cells.get((model, quality or test, test), {}), name) for test in tests for name in names]
-                    if number != "Every run" or set(row) != {"not run"}:
+                    row = [text(cells.get((model, quality or test, test), {}), name) for test in tests for name in names]
+                    if number in TABLES or set(row) != {"not run"}:
                         lines.append(f"| {model} | {quality or 'as tested'} | " + " | ".join(row) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -409,6 +421,12 @@ def beside(pictures, columns=2):
     return whole
 
 
+def draw(picture, path):
+    """Saves a picture and says where."""
+    picture.save(path)
+    print(f"drawn: {path}")
+
+
 def grey(values):
     """(S, S) of 0..1 -> a Pillow image, 1 = white."""
     return Image.fromarray((np.clip(values, 0, 1) * 255).astype(np.uint8))
@@ -417,8 +435,8 @@ def grey(values):
 # ---------------------------------------------------------------- curves of a run
 def training_curves(folder):
     """Draws log.jsonl of a run: the losses of Sec. III-C and III-D through the stages, and what validation gave. None without a log."""
-    path = Path(folder) / "log.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    path = Path(folder) / "log.jsonl"                    # a full disk may have torn its last line, which then has no end
+    lines = [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()] if path.is_file() else []
     steps, checks = [line for line in lines if "loss" in line], [line for line in lines if "val" in line]
     if not steps:
         return None
@@ -473,7 +491,7 @@ def sweep_plot(title, sweeps):
     pictures = []
     for operation, _, _, strengths, trained in SWEEP:
         series = []
-        for (name, rows), colour in zip(sweeps, COLOURS):
+        for (name, rows), colour in zip(sweeps, COLOURS * len(sweeps)):
             rows = [row for row in rows if row["operation"] == operation]
             for key, what, style in (("frame_auc", "AUC frame", "line"), ("iou", "IoU", "dashed")):
                 if any(row[key] is not None for row in rows):
@@ -492,9 +510,8 @@ def grad_cam(net, images):
     """
     kept = []                       # bn4's output is kept before its ReLU, which then works in place: what is kept is after the ReLU
     layer = net.bn4 if isinstance(net, XceptionClassifier) else net.ocr
-    hook = layer.register_forward_hook(lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output))
-    output = net(images)
-    hook.remove()
+    with layer.register_forward_hook(lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output)):
+        output = net(images)
     cls_logits = output if torch.is_tensor(output) else output.cls_logits
     gradient, = torch.autograd.grad(cls_logits[:, 1:].max(dim=1).values.sum(), kept[0])
     heat = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0]).sum(dim=1, keepdim=True).relu()                # (B, 1, 37, 37)
@@ -511,15 +528,18 @@ def heat_colour(image, heat):
 def heat_in_mask(net, settings, videos, device="cpu"):
     """How much of Grad-CAM's heat lies inside X_gt, on the middle frame of each fake with a mask: (share, chance, frames).
 
-    Chance is the mask's share of the picture: what heat spread evenly would reach. None for a share that is undefined.
+    Chance is the mask's share of the picture: what heat spread evenly would reach. Frames without any heat are left out.
     """
     shares, chances = [], []
     for video in tqdm(videos, "Grad-CAM", leave=False):
         if video.label and video.masks:
             frame = list(video.masks)[len(video.masks) // 2]
-            mask = data.read_mask(video.masks[frame], settings["size"])
-            heat = grad_cam(net, data.to_input(data.to_tensor(data.read_face(video.frames[frame], settings["size"]))[None].to(device)))
-            heat = heat[0].cpu().numpy()
+            try:
+                mask = data.read_mask(video.masks[frame], settings["size"])
+                images = data.to_tensor(data.read_face(video.frames[frame], settings["size"]))[None].to(device)
+            except ValueError:                                               # predict has named it
+                continue
+            heat = grad_cam(net, data.to_input(images))[0].cpu().numpy()
             if heat.any():
                 shares.append(float((heat * mask).sum() / heat.sum()))
                 chances.append(float(mask.mean()))
@@ -530,65 +550,54 @@ def heat_in_mask(net, settings, videos, device="cpu"):
 SHORT = {"Deepfakes": "DF", "FaceSwap": "FS", "Face2Face": "F2F", "NeuralTextures": "NT"}
 
 
-def examples(dataset, root, quality, size, number=0):
-    """The middle frame of one real face and of what was made of it: {"target", "source", "DF", ..: (face, its real face)}, size x size.
+def examples(videos, size, number=0):
+    """The middle frame of one real face, of its fakes' source, and of the fakes: ({"target", "source": face}, {"DF", ..: (fake, real)}).
 
-    The number-th real test video among those that were forged by the most methods; {} where no fake has its twin.
+    The number-th real video among those that were forged by the most methods; {}, {} where there are no more fakes with a twin.
     """
-    videos = data.require_videos(dataset, root, quality, "test")
-    fakes = {}
+    made = {}
     for video in videos:
         if video.method in SHORT and any(frame in video.twin for frame in video.frames):
-            fakes.setdefault(video.id.split("_")[0], []).append(video)
-    if not fakes:
-        return {}
-    fakes = sorted(fakes.values(), key=lambda made: -len(made))[number % len(fakes)]
+            made.setdefault(video.id.split("_")[0], []).append(video)
+    if number >= len(made):
+        return {}, {}
+    fakes = sorted(made.values(), key=lambda fakes: -len(fakes))[number]
     shared = [frame for frame in fakes[0].frames if frame in fakes[0].twin]
     middle = shared[len(shared) // 2]
-    target = data.read_face(fakes[0].twin[middle], size)
-    faces = {"target": (target, target)}
+    people = {"target": data.read_face(fakes[0].twin[middle], size)}
     for video in videos:
         if video.method == "real" and video.id == fakes[0].id.split("_")[-1]:
-            frames = list(video.frames.values())
-            source = data.read_face(frames[len(frames) // 2], size)
-            faces["source"] = source, source
-    for method, short in SHORT.items():
-        faces |= {short: (data.read_face(video.frames[middle], size), target)
-                  for video in fakes if video.method == method and middle in video.frames}
-    return faces
+            people["source"] = data.read_face(list(video.frames.values())[len(video.frames) // 2], size)
+    return people, {short: (data.read_face(video.frames[middle], size), people["target"])
+                    for method, short in SHORT.items() for video in fakes if video.method == method and middle in video.frames}
 
 
-def fakes_of(faces):
-    """Without target and source."""
-    return {name: pair for name, pair in faces.items() if name in SHORT.values()}
+def ssim_image(fake, real):
+    """Fig. 3's SSIM map in grey."""
+    return grey(masks.ssim_map(np.asarray(real), np.asarray(fake)) / 255)
 
 
-def ssim_image(face, real):
-    return grey(masks.ssim_map(np.asarray(real), np.asarray(face)) / 255)
-
-
-def figure_3(dataset, root, quality, size):
+def figure_3(where, fakes):
     """Fig. 3: for each method the fake, its DIFF mask, its SSIM map and its SSIM mask."""
     rows = [(name, [fake, grey(masks.diff_mask(np.asarray(real), np.asarray(fake))), ssim_image(fake, real),
-                    grey(masks.ssim_mask(np.asarray(real), np.asarray(fake)))])
-            for name, (fake, real) in fakes_of(examples(dataset, root, quality, size)).items()]
-    return sheet(f"Fig. 3: masks, {dataset} {quality}", ("fake", "DIFF mask", "SSIM map", "SSIM mask"), rows)
+                    grey(masks.ssim_mask(np.asarray(real), np.asarray(fake)))]) for name, (fake, real) in fakes.items()]
+    return sheet(f"Fig. 3: masks, {where}", ("fake", "DIFF mask", "SSIM map", "SSIM mask"), rows)
 
 
-def figure_4(dataset, root, quality, size):
+def figure_4(where, fakes):
     """Fig. 4: a real face and its first fake (DF) under each degradation and their combinations, at the strong end of the ranges."""
     operations = {"R": lambda x: data.resize(x, data.RESIZE_SIDE[0]), "C": lambda x: data.jpeg(x, data.JPEG_QUALITY[0]),
                   "G": lambda x: data.blur(x, data.BLUR_SIGMA[1]), "original": lambda x: x}
     columns = ("original", "R", "C", "G", "R&C", "R&G", "C&G", "R&C&G")
-    (short, (fake, real)), *_ = fakes_of(examples(dataset, root, quality, size)).items()
+    short, (fake, real) = next(iter(fakes.items()))
     rows = [(name, [functools.reduce(lambda x, letter: operations[letter](x), column.split("&"), face) for column in columns])
             for name, face in (("real", real), (short, fake))]
     return sheet(f"Fig. 4: R resized to {data.RESIZE_SIDE[0]:.2f} and back, C JPEG quality {data.JPEG_QUALITY[0]}, G blur sigma "
-                 f"{data.BLUR_SIGMA[1]} px at 299 px; {dataset} {quality}", columns, rows)
+                 f"{data.BLUR_SIGMA[1]} px at 299 px; {where}", columns, rows)
 
 
-def figure_5(runs, dataset, root, qualities, **how):
-    """Fig. 5: t-SNE of the pooled features of test frames, 4 a video, by forgery; a row for each network, a column for each quality."""
+def figure_5(runs, videos_of, **how):
+    """Fig. 5: t-SNE of the pooled features, 4 frames a video, by forgery; a row for each network, a column for each quality."""
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
@@ -596,8 +605,7 @@ def figure_5(runs, dataset, root, qualities, **how):
         return None
     pictures = []
     for name, net, settings in runs:
-        for quality in qualities:
-            videos = data.require_videos(dataset, root, quality, "test")
+        for quality, videos in videos_of.items():
             found = predict(net, videos, settings["size"], limit=4, bar=f"t-SNE {quality}", with_features=True, **how)
             points = TSNE(init="pca", random_state=0, perplexity=min(30, (len(found["score"]) - 1) / 3)).fit_transform(found["features"])
             method = np.array([videos[k].method for k in found["video"]])
@@ -605,69 +613,61 @@ def figure_5(runs, dataset, root, qualities, **how):
             pictures.append(plot(f"{name}: {settings['quality']}-{quality}", "", "", *ticks, [
                 (f"{short} ({(method == m).sum()})", *points[method == m].T, colour, "dots") for (m, short), colour in
                 zip({"real": "real", **SHORT}.items(), ("red", "blue", "green", "purple", "orange")) if (method == m).any()]))
-    return beside(pictures, len(qualities))
+    return beside(pictures, len(videos_of))
 
 
-def figure_6(runs, dataset, root, quality, device):
+def figure_6(where, runs, people, fakes, device):
     """Fig. 6: target, source and the fakes made of them; the input, the SSIM map, and each network's map and mask (P(fake) > 0.5)."""
-    size = runs[0][2]["size"]
-    faces = examples(dataset, root, quality, size)
-    rows = [("input", [face for face, _ in faces.values()]), ("SSIM map", [ssim_image(*pair) for pair in faces.values()])]
-    for name, net, _ in runs:
-        _, maps = judge(net, [face for face, _ in faces.values()], size, device)
+    pairs = {name: (face, face) for name, face in people.items()} | fakes
+    rows = [("input", [face for face, _ in pairs.values()]), ("SSIM map", [ssim_image(*pair) for pair in pairs.values()])]
+    for name, net, settings in runs:
+        _, maps = judge(net, [face for face, _ in pairs.values()], settings["size"], device)
         if maps[0] is not None:
             rows += [(f"{name}: map", [grey(probs) for probs in maps]), (f"{name}: mask", [grey(probs > 0.5) for probs in maps])]
-    return sheet(f"Fig. 6: segmentation, {dataset} {quality}", list(faces), rows)
+    return sheet(f"Fig. 6: segmentation, {where}", list(pairs), rows)
 
 
-def figures_7_and_8(title, runs, columns, device):
-    """Figs. 7, 8: columns {title: (fake, real)}; rows: input, SSIM, then each network's heat in grey, then each one's over the picture."""
-    rows = [("input", [fake for fake, _ in columns.values()]), ("SSIM", [ssim_image(*pair) for pair in columns.values()])]
-    heats = {}
-    for name, net, settings in runs:
-        images = torch.stack([data.to_tensor(fake) for fake, _ in columns.values()]).to(device)
-        heats[f"{name} ({settings['quality']})"] = grad_cam(net, data.to_input(images)).cpu().numpy()
-    rows += [(f"grey map, {name}", [grey(heat) for heat in maps]) for name, maps in heats.items()]
-    rows += [(f"Grad-CAM, {name}", [heat_colour(fake, heat) for (fake, _), heat in zip(columns.values(), maps)])
-             for name, maps in heats.items()]
-    return sheet(title, list(columns), rows, side=104)
+def figures_7_and_8(title, runs, fakes, device):
+    """Figs. 7, 8: fakes {title: (fake, real)}; rows: input, SSIM, then each network's heat in grey, then each one's over the picture."""
+    images = torch.stack([data.to_tensor(fake) for fake, _ in fakes.values()]).to(device)
+    heats = [(f"{name} ({settings['quality']})", grad_cam(net, data.to_input(images)).cpu().numpy()) for name, net, settings in runs]
+    rows = [("input", [fake for fake, _ in fakes.values()]), ("SSIM", [ssim_image(*pair) for pair in fakes.values()])]
+    rows += [(f"grey map, {name}", [grey(heat) for heat in maps]) for name, maps in heats]
+    rows += [(f"Grad-CAM, {name}", [heat_colour(fake, heat) for (fake, _), heat in zip(fakes.values(), maps)]) for name, maps in heats]
+    return sheet(title, list(fakes), rows, side=104)
 
 
-def draw_figures(runs, dataset, root, qualities, folder, device, **how):
+def draw_figures(runs, dataset, root, qualities, split, folder, device, **how):
     """Figures 3 to 8 as PNG into folder; 3 and 4 need no network. runs [(name, network, settings)] stand in the order given."""
-    size, quality = (runs[0][2]["size"] if runs else 299), qualities[0]
+    size, where = (runs[0][2]["size"] if runs else 299), f"{dataset} {qualities[0]} {split}"
     if {settings["size"] for _, _, settings in runs} - {size}:
         data.stop("the networks were trained on crops of different sizes; draw their figures in separate calls")
-    first, second = (fakes_of(examples(dataset, root, quality, size, number)) for number in (0, 1))
-    if not first:
-        data.stop(f"Figures 3 to 8 need a fake test video with its real twin; there is none under {root} for {quality}")
-    figures = {"fig3_masks": figure_3(dataset, root, quality, size), "fig4_degradations": figure_4(dataset, root, quality, size)}
+    videos_of = {quality: data.require_videos(dataset, root, quality, split) for quality in (qualities if runs else qualities[:1])}
+    try:
+        people, fakes = examples(videos_of[qualities[0]], size)
+        second = {f"{name} (2)": pair for name, pair in examples(videos_of[qualities[0]], size, number=1)[1].items()}
+        across = {f"{name} {quality}": pair for quality, videos in videos_of.items() for name, pair in examples(videos, size)[1].items()}
+    except ValueError as error:
+        data.stop(f"{error}; the figures show this frame: replace it")
+    if not fakes:
+        data.stop(f"Figures 3 to 8 need a fake {split} video with its real twin; there is none under {root} for {qualities[0]}")
+    figures = {"fig3_masks": figure_3(where, fakes), "fig4_degradations": figure_4(where, fakes)}
     if runs:
-        across = {f"{name} {q}": pair for q in qualities for name, pair in fakes_of(examples(dataset, root, q, size)).items()}
-        figures |= {"fig5_tsne": figure_5(runs, dataset, root, qualities, device=device, **how),
-                    "fig6_segmentation": figure_6(runs, dataset, root, quality, device),
-                    "fig7_gradcam": figures_7_and_8(f"Fig. 7: Grad-CAM, {dataset} {quality}", runs,
-                                                    first | {f"{name} (2)": pair for name, pair in second.items()}, device),
-                    "fig8_gradcam_quality": figures_7_and_8(f"Fig. 8: Grad-CAM across qualities, {dataset}", runs, across, device)}
+        figures |= {"fig5_tsne": figure_5(runs, videos_of, device=device, **how),
+                    "fig6_segmentation": figure_6(where, runs, people, fakes, device),
+                    "fig7_gradcam": figures_7_and_8(f"Fig. 7: Grad-CAM, {where}", runs, fakes | second, device),
+                    "fig8_gradcam_quality": figures_7_and_8(f"Fig. 8: Grad-CAM across qualities, {dataset} {split}", runs, across, device)}
     for name, picture in figures.items():
         if picture is not None:
-            picture.save(folder / f"{name}.png")
-            print(f"drawn: {folder / name}.png")
+            draw(picture, folder / f"{name}.png")
 
 
 # ---------------------------------------------------------------- one picture, one video
 @torch.inference_mode()
 def judge(net, crops, size, device="cpu"):
-    """Face crops (Pillow RGB) through Eq. (1), one by one -> P(fake) of each, and its map (S, S) of P(fake), None for the baseline."""
-    scores, maps = [], []
-    for crop in crops:
-        images = data.to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))[None].to(device)
-        output = net(data.to_input(images))
-        cls_logits = output if torch.is_tensor(output) else output.cls_logits
-        scores.append(1 - cls_logits.double().softmax(dim=1)[0, 0].item())
-        maps.append(None if torch.is_tensor(output) else F.interpolate(output.seg_logits.softmax(dim=1)[:, 1:], size=(size, size),
-                                                                       mode="bilinear", align_corners=False)[0, 0].cpu().numpy())
-    return scores, maps
+    """Face crops (Pillow RGB), one by one -> P(fake) of each, and its map (S, S) of P(fake), None for the baseline."""
+    looks = [look(net, data.to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))[None].to(device)) for crop in crops]
+    return [score.item() for score, _ in looks], [probs if probs is None else probs[0].cpu().numpy() for _, probs in looks]
 
 
 def draw_map(picture, box, probs):
@@ -706,9 +706,7 @@ def look_at_images(net, settings, paths, crop, detector, device, folder):
             print(f"{path}: face {number} ({where}): P(fake) {score:.3f}")
             picture = picture if probs is None else draw_map(picture, box, probs)
         if boxes and maps[0] is not None:
-            target = folder / f"{Path(path).absolute().parent.name}_{Path(path).stem}_map.png"
-            picture.save(target)
-            print(f"  map drawn over it: {target}")
+            draw(picture, folder / f"{Path(path).absolute().parent.name}_{Path(path).name}_map.png")
         faces += len(boxes)
     return faces
 
@@ -748,6 +746,7 @@ def load_network(path, device="cpu"):
         settings = checkpoint["settings"]
         net = build_network(settings)
         net.load_state_dict(checkpoint["model"])
+        model_name(settings), settings["data"], settings["quality"], settings["size"]
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
         data.stop(f"{path} is not a checkpoint of train.py ({reason}); expected one with its settings and weights, such as best.pt")
@@ -768,8 +767,7 @@ def main():
     parser.add_argument("--root", nargs="+", help="folder of each data set, default datasets/... as in README")
     parser.add_argument("--quality", nargs="+", choices=data.QUALITIES, default=["c23"], help="FF++ compression (Sec. IV-E), default c23")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default %(default)s")
-    parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim",
-                        help="what the map is compared with, default %(default)s")
+    parser.add_argument("--mask", choices=["ssim", "diff", "given"], help="what the map is compared with, default as trained with")
     parser.add_argument("--frames", type=int, help="at most so many frames a video, evenly spread; default all (100 in the paper)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes, default %(default)s")
@@ -793,12 +791,28 @@ def main():
     looks = args.image or args.video
     if looks and len(args.checkpoint) != 1 or not args.checkpoint and not args.figures:
         data.stop("--checkpoint FILE is missing" if not args.checkpoint else "--image and --video take one --checkpoint")
+    if not args.checkpoint and (args.sweep or args.json):
+        data.stop("--sweep and --json need a --checkpoint")
+    if args.video and args.crop == "none":
+        data.stop("--crop none is for --image; in a video the face is always looked for")
     roots = [Path(root) for root in args.root or (data.DEFAULT_ROOTS[dataset] for dataset in args.data)]
     if len(roots) != len(args.data):
         data.stop(f"--data names {len(args.data)} data sets, --root {len(roots)} folders; give one folder for each")
-    runs = [(model_name(settings), net, settings) for net, settings in (load_network(path, args.device) for path in args.checkpoint)]
-    folder = Path(args.figures or (Path(args.checkpoint[0]).parent))
-    folder.mkdir(parents=True, exist_ok=True)
+    nets = [load_network(path, args.device) for path in args.checkpoint]
+    names = [model_name(settings) for _, settings in nets]
+    names = [name if names.count(name) == 1 else f"{name}, {Path(path).absolute().parent.name}"
+             for name, path in zip(names, args.checkpoint)]
+    runs = [(name, *net) for name, net in zip(names, nets)]
+    folder = Path(args.figures or Path(args.checkpoint[0]).parent)
+    try:                                                         # before the work, not after it
+        if looks or args.sweep or args.figures:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        if args.json:
+            open(args.json, "a").close()
+    except OSError as error:
+        data.stop(f"cannot write {error.filename} ({error.strerror}); name another place with --figures or --json")
 
     if looks:
         _, net, settings = runs[0]
@@ -812,44 +826,44 @@ def main():
 
     # ---------------------------------------------------------------- Tables I to IV: every network on every test set
     how = dict(batch_size=args.batch_size, device=args.device, workers=args.workers, amp=not args.no_amp)
+    tests = [(dataset, root, quality) for dataset, root in zip(args.data, roots)
+             for quality in ([None] if dataset.startswith("celeb") else args.quality)]
     report = []
     for (name, net, settings), path in zip(runs, args.checkpoint):
-        results = [evaluate(net, settings, dataset, root, quality, args.split, args.mask, args.frames, **how)
-                   for dataset, root in zip(args.data, roots)
-                   for quality in ([None] if dataset.startswith("celeb") else args.quality)]
+        results = [evaluate(net, settings, *test, args.split, args.mask, args.frames, **how) for test in tests]
         print(f"{name}, trained on {settings['data']} {settings['quality']} ({path})\n{table(settings, results)}\n")
         report.append({"settings": settings, "results": results})
-    dataset, root, quality = args.data[0], roots[0], None if args.data[0].startswith("celeb") else args.quality[0]
-    if args.sweep:
-        videos = data.require_videos(dataset, root, quality, args.split, args.mask)
-        for (name, net, settings), run in zip(runs, report):
-            run["sweep"] = sweep(net, settings, videos, limit=args.frames, **how)
-            print(f"{name}, {dataset} {quality or ''} {args.split}\n| operation | strength | AUC frame | AUC video | IoU |" + "\n" + "|---" * 5 + "|")
-            for row in run["sweep"]:
-                cells = [show(row[name]) for name in ("frame_auc", "video_auc", "iou")]
-                print(f"| {row['operation']} | {row['strength']:.3g} | " + " | ".join(cells) + " |")
-        sweep_plot(f"{dataset} {quality}", [(name, run["sweep"]) for (name, *_), run in zip(runs, report)]).save(folder / "sweep.png")
-        print(f"drawn: {folder / 'sweep.png'}")
+    dataset, root, quality = tests[0]
+    where = " ".join(filter(None, (dataset, quality, args.split)))
+    for run, (name, net, settings) in zip(report, runs if args.sweep else []):
+        videos = data.require_videos(*tests[0], args.split, args.mask or settings["mask"])
+        run["sweep"] = sweep(net, settings, videos, limit=args.frames, **how)
+        print(f"{name}, {where}\n| operation | strength | AUC frame | AUC video | IoU |\n" + "|---" * 5 + "|")
+        for row in run["sweep"]:
+            cells = [show(row[key]) for key in ("frame_auc", "video_auc", "iou")]
+            print(f"| {row['operation']} | {row['strength']:.3g} | " + " | ".join(cells) + " |")
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
-    if not args.figures:
-        return
 
     # ---------------------------------------------------------------- Figures
+    if args.sweep:
+        draw(sweep_plot(where, [(name, run["sweep"]) for name, run in zip(names, report)]), folder / "sweep.png")
+    if not args.figures:
+        return
     if runs:
-        roc_curves([(name, run["results"]) for (name, *_), run in zip(runs, report)]).save(folder / "roc.png")
-        for path in args.checkpoint:
-            if curves := training_curves(Path(path).parent):
-                curves.save(folder / f"curves_{Path(path).parent.name}.png")
-        videos = data.require_videos(dataset, root, quality, args.split, args.mask)
-        for name, net, settings in runs:
-            share, chance, frames = heat_in_mask(net, settings, videos, args.device)
-            print(f"Grad-CAM, {name}, {dataset} {quality}: {show(share)} of the heat inside the mask, {show(chance)} by chance "
-                  f"({frames} fakes that have any)")
+        draw(roc_curves([(name, run["results"]) for name, run in zip(names, report)]), folder / "roc.png")
+    for path, (name, net, settings) in zip(args.checkpoint, runs):
+        home = Path(path).absolute().parent
+        if curves := training_curves(home):
+            draw(curves, folder / f"curves_{home.name}.png")
+        videos = data.require_videos(*tests[0], args.split, args.mask or settings["mask"])
+        share, chance, frames = heat_in_mask(net, settings, videos, args.device)
+        if frames:
+            print(f"Grad-CAM, {name}, {where}: {share:.3f} of the heat inside the mask, {chance:.3f} by chance (means over {frames} fakes)")
     if dataset.startswith("celeb"):
-        print("Figures 3 to 8 are FF++'s; name ff++ first in --data for them")
+        print("Figures 3 to 8 need ff++ or demo first in --data")
     else:
-        draw_figures(runs, dataset, root, args.quality, folder, **how)
+        draw_figures(runs, dataset, root, args.quality, args.split, folder, **how)
 
 
 if __name__ == "__main__":

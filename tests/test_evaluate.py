@@ -47,12 +47,6 @@ def test_auc_of_constant_scores_is_one_half_and_of_one_class_undefined():
     assert evaluate.show(None) == "n/a"
 
 
-def test_a_weight_counts_a_frame_as_often():
-    rng = np.random.default_rng(3)
-    labels, scores, weights = rng.integers(0, 2, 30), rng.integers(0, 6, 30) / 6, rng.integers(0, 4, 30)
-    assert evaluate.auc(labels, scores, weights) == pytest.approx(counted_auc(np.repeat(labels, weights), np.repeat(scores, weights)))
-
-
 def test_the_area_under_the_roc_curve_is_the_auc():
     rng = np.random.default_rng(4)
     labels, scores = rng.integers(0, 2, 50), rng.integers(0, 9, 50) / 9
@@ -65,19 +59,20 @@ def test_the_area_under_the_roc_curve_is_the_auc():
 def test_intervals_draw_videos_not_frames():
     """Whole videos are drawn with replacement, reals and fakes apart; written out here with lists of copied frames."""
     rng = np.random.default_rng(5)
-    video = np.repeat([2, 3, 5, 7, 8, 9], [4, 1, 3, 2, 6, 5])        # indices with gaps: some videos had no readable frame
-    labels = np.isin(video, [3, 7, 9]).astype(int)
+    real, fake = [2, 5, 8, 10, 11], [3, 7, 9, 12, 14, 15]            # indices with gaps: some videos had no readable frame
+    video = np.repeat(sorted(real + fake), rng.integers(1, 7, 11))
+    labels = np.isin(video, fake).astype(int)
     scores = np.clip(0.3 * labels + rng.normal(0.3, 0.3, len(video)), 0, 1)
     found = evaluate.intervals(labels, scores, video)
     assert list(found) == ["frame_acc", "frame_auc", "video_acc", "video_auc"]
     samples = []
     for _ in range(3000):
-        drawn = [*rng.choice([3, 7, 9], 3), *rng.choice([2, 5, 8], 3)]
+        drawn = [*rng.choice(fake, 6), *rng.choice(real, 5)]
         s, y = np.concatenate([scores[video == v] for v in drawn]), np.concatenate([labels[video == v] for v in drawn])
-        m, t = np.array([scores[video == v].mean() for v in drawn]), np.isin(drawn, [3, 7, 9]).astype(int)
+        m, t = np.array([scores[video == v].mean() for v in drawn]), np.isin(drawn, fake).astype(int)
         samples.append([((s > 0.5) == y).mean(), counted_auc(y, s), ((m > 0.5) == t).mean(), counted_auc(t, m)])
     np.testing.assert_allclose(list(found.values()), np.percentile(samples, [2.5, 97.5], axis=0).T, atol=0.06)
-    assert evaluate.intervals(np.ones(3), np.ones(3), np.arange(3)) == {}
+    assert evaluate.intervals(np.arange(9) < 4, np.ones(9), np.arange(9)) == {}       # four fakes say nothing about their spread
 
 
 def test_histogram_auc_equals_counting_pixel_pairs():
@@ -141,9 +136,9 @@ class Stub(torch.nn.Module):
 
 def test_a_whole_evaluation_agrees_with_one_by_hand(tiny_tree):
     masks.write_masks("ff++", tiny_tree, "ssim", workers=1)
-    result = evaluate.evaluate(Stub(), {"size": 48}, "ff++", tiny_tree, "c23", "test", batch_size=7)
+    result = evaluate.evaluate(Stub(), SETTINGS, "ff++", tiny_tree, "c23", "test", batch_size=7)
     videos = data.list_videos("ff++", tiny_tree, "c23", "test")
-    scores, labels, owner, ious = [], [], [], []
+    scores, labels, owner, ious, inside, maps = [], [], [], [], [], []
     for number, video in enumerate(videos):
         for frame, path in video.frames.items():
             mean = np.asarray(data.read_image(path)).mean() / 255 * 2 - 1
@@ -155,6 +150,9 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(tiny_tree):
                 left = np.zeros((48, 48), bool)
                 left[:, :24] = True                             # bilinear between 9 and -9 crosses 0.5 at the middle
                 ious.append((mask & left).sum() / (mask | left).sum())
+                _, (probs,) = evaluate.judge(Stub(), [data.read_image(path)], 48)
+                inside.append(mask.ravel()[::7])                # some of the pixels: counting all pairs takes long
+                maps.append(probs.ravel()[::7])
     scores, labels, owner = np.array(scores), np.array(labels), np.array(owner)
     assert (result["frames"], result["videos"], result["real_videos"], result["masked_frames"]) == (30, 10, 2, 24)
     assert result["frame_auc"] == pytest.approx(counted_auc(labels, scores))
@@ -162,6 +160,7 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(tiny_tree):
     assert result["video_auc"] == pytest.approx(counted_auc(np.array([v.label for v in videos]), means))
     assert result["frame_acc"] == pytest.approx(((scores > 0.5) == labels).mean())
     assert result["iou"] == pytest.approx(np.mean(ious), abs=1e-6)
+    assert result["pixel_auc"] == pytest.approx(counted_auc(np.concatenate(inside), np.concatenate(maps)), abs=2e-3)   # bins of 0.001
     assert list(result["methods"]) == list(data.METHODS)
     chosen = np.isin(owner, [v for v, video in enumerate(videos) if video.method in ("real", "Face2Face")])
     assert result["methods"]["Face2Face"]["frame_auc"] == pytest.approx(counted_auc(labels[chosen], scores[chosen]))
@@ -171,7 +170,7 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(tiny_tree):
 
 
 def test_without_masks_localization_is_not_available_and_nothing_is_written(tiny_tree):
-    result = evaluate.evaluate(Stub(), {"size": 48}, "ff++", tiny_tree, "c23", "test")
+    result = evaluate.evaluate(Stub(), SETTINGS, "ff++", tiny_tree, "c23", "test")
     assert result["iou"] is None and result["pixel_auc"] is None and result["masked_frames"] == 0
     assert "n/a" in evaluate.table(SETTINGS, [result]) and not list(tiny_tree.glob("**/masks_ssim"))
 
@@ -179,7 +178,7 @@ def test_without_masks_localization_is_not_available_and_nothing_is_written(tiny
 def test_an_unreadable_frame_is_left_out_and_counted_beside_the_number(tiny_tree):
     path = tiny_tree / "original_sequences/youtube/c23/faces/953/0001.png"
     path.write_bytes(path.read_bytes()[:60])
-    result = evaluate.evaluate(Stub(), {"size": 48}, "ff++", tiny_tree, "c23", "test")
+    result = evaluate.evaluate(Stub(), SETTINGS, "ff++", tiny_tree, "c23", "test")
     assert (result["frames"], result["unreadable"]) == (29, 1)
     assert "1 frames could not be read" in evaluate.table(SETTINGS, [result]) and str(path) in evaluate.table(SETTINGS, [result])
 
@@ -225,12 +224,12 @@ def test_the_command_line_answers_help_and_a_wrong_path_without_traceback():
 
 # ---------------------------------------------------------------- Tables I to VII
 def result_of(data_set="ff++", quality="c23", **numbers):
-    methods = dict.fromkeys(data.METHODS if data_set == "ff++" else ["Celeb-synthesis"], {})
-    return {"data": data_set, "quality": quality, "split": "test", "limit": None, "methods": methods, **numbers}
+    return {**dict.fromkeys(evaluate.COLUMNS, 0.5), "data": data_set, "quality": quality, "split": "test", "limit": None, "methods": {},
+            "frames": 69_990, "unreadable": 10, "videos": {"ff++": 700, "celeb-df-v2": 518}.get(data_set, 80), **numbers}
 
 
 def test_the_papers_numbers_are_those_of_its_tables():
-    """A sample of cells from each table, typed from the paper; all seven tables find a number for every cell they should."""
+    """A cell of each table, typed from the paper; the sums of all (each once, whatever tables repeat it); no cell without a number."""
     published = {**SETTINGS, "as_published": True}
     for change, result, name, number in (
             ({}, result_of(), "frame_auc", "99.13"), ({"quality": "c40"}, result_of(quality="c40"), "video_acc", "91.29"),
@@ -239,15 +238,16 @@ def test_the_papers_numbers_are_those_of_its_tables():
             ({"variant": "F", "quality": "c40"}, result_of(quality="c40"), "video_auc", "94.01"),
             ({"mask": "diff", "quality": "c40"}, result_of(quality="c40"), "video_acc", "89.85")):
         assert evaluate.paper_number({**published, **change}, result, name) == number
-    printed = {"I": 8, "II": 8, "III": 4, "IV": 18, "V": 18, "VI": 32, "VII": 8}          # cells of our rows with a number
-    for table, (_, models, trained, tests, names) in evaluate.TABLES.items():
-        cells = [evaluate.PAPER_NUMBERS[model, quality or test, test][name] for model in models for quality in trained or (None,)
-                 for test in tests for name in names]
-        assert len(cells) == printed[table] and "-" not in cells
+    for name, total in {"frame_acc": 884.46, "frame_auc": 1177.04, "video_acc": 1096.99, "video_auc": 3207.67}.items():
+        assert sum(float(row[name]) for row in evaluate.PAPER_NUMBERS.values() if row[name] != "-") == pytest.approx(total)
+    for _, models, trained, tests, names in evaluate.TABLES.values():
+        assert "-" not in [evaluate.PAPER_NUMBERS[model, quality or test, test][name] for model in models for quality in trained or (None,)
+                           for test in tests for name in names]
 
 
 @pytest.mark.parametrize("change", [
-    {"as_published": False}, {"variant": "B"}, {"num_classes": 5}, {"quality": "c0"}, {"split": "val"}, {"limit": 10}, {"methods": {"Deepfakes": {}}}])
+    {"as_published": False}, {"variant": "B"}, {"num_classes": 5}, {"quality": "c0"}, {"split": "val"}, {"limit": 10}, {"videos": 4},
+    {"frames": 7_000}])
 def test_nothing_of_the_paper_stands_beside_a_run_that_differs(change):
     published, result = {**SETTINGS, "as_published": True}, result_of()
     assert evaluate.paper_number(published, result, "frame_auc") == "99.13"
@@ -268,11 +268,16 @@ def test_tables_collect_runs_average_seeds_and_say_what_was_not_run(tmp_path):
     assert "Trained on demo, iterations [1, 1, 1]" in by_demo and "paper" not in by_demo
     assert "| LiSiam | as tested | 25.00 | 50.00 | not run | not run |" in by_demo                                  # Table I
     assert "| LiSiam | as tested | 25.00 ± 0.00 (2) (paper: 96.51) | 97.00 ± 1.41 (2) (paper: 99.13) | not run | not run |" in by_paper
+    assert "Trained on ff++, as published, tested on 2 frames a video" not in text
     assert "| Model-G | as tested | not run | not run | not run | not run |" in by_paper                            # Table VI
-    assert all(f"### Table {number}:" in by_paper for number in evaluate.TABLES)
+    assert all(f"### {table}: " in by_paper for table in evaluate.TABLES)
+    quick = [{"settings": {**SETTINGS, "as_published": True}, "results": [result_of(**{**numbers, "limit": 2})]}]
+    (tmp_path / "0_quick.json").write_text(json.dumps(quick))                 # a hasty test of run 0 does not replace the whole one
+    again = evaluate.paper_tables(sorted(tmp_path.glob("*.json")))
+    assert by_paper in again and "as published, tested on 2 frames a video" in again
 
 
-@pytest.mark.parametrize("text", ["", "[]x", '{"a": 1}', "[1]", '[{"settings": {}, "results": []}]'])
+@pytest.mark.parametrize("text", ["", "[]x", '{"a": 1}', "[1]", '[{"settings": {}, "results": []}]', '[{"settings": [], "results": []}]'])
 def test_a_file_that_holds_no_results_gets_one_sentence(text, tmp_path, capsys):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(SystemExit):
@@ -364,10 +369,81 @@ def test_every_figure_is_drawn_from_a_tree_and_two_networks(tmp_path, monkeypatc
     same = [row for row in report[0]["sweep"] if row["operation"].startswith("resized") and row["strength"] == 1]
     assert same[0]["frame_auc"] == pytest.approx(report[0]["results"][0]["frame_auc"])     # no degradation: the table's number
     assert "Table IV" in evaluate.paper_tables([tmp_path / "out.json"])
-    # Fig. 3's first row is what masks.py computes for the DF face
-    fake, real = (np.asarray(picture) for picture in evaluate.examples("ff++", root, "c23", 48)["DF"])
+    # Fig. 3's first row is what masks.py computes for the DF face; its twin is the real face of the same name and frame
+    fake, real = (np.asarray(Image.open(next(root.glob(f"*/{folder}/faces/{name}/0001.png")))) for folder, name in (
+        ("Deepfakes/c23", "953_974"), ("youtube/c23", "953")))
     tile = np.asarray(drawn["fig3_masks"].convert("L"))[48:48 + 128, -132:-4]
-    assert tile.mean() / 255 == pytest.approx(masks.ssim_mask(real, fake).mean(), abs=0.01)
+    assert tile.mean() / 255 == pytest.approx(masks.ssim_mask(real, fake).mean(), abs=0.01) and tile.any() and not tile.all()
+    blurred = [row["strength"] for row in report[1]["sweep"] if row["operation"].startswith("blur")]
+    assert blurred[0] == 0 and len(blurred) == 7
+
+
+def test_the_sweep_degrades_what_the_network_sees(tiny_tree):
+    """Each score is the contrast of what arrives: the stronger the blur, the lower; JPEG at 100 takes some colour only."""
+    class Contrast(torch.nn.Module):
+        def forward(self, images):
+            seen.append(images.std().item())
+            return torch.zeros(len(images), 2)
+    seen = []
+    rows = evaluate.sweep(Contrast(), SETTINGS, data.list_videos("ff++", tiny_tree, "c23", "test"))
+    assert len(rows) == len(seen) == 18 and seen[0] == pytest.approx(seen[6], rel=0.1)           # quality 100, size 1
+    for strengths in (seen[6:11], seen[11:18]):
+        assert strengths == sorted(strengths, reverse=True) and strengths[-1] < 0.98 * strengths[0]
+
+
+@pytest.mark.parametrize("flags, part", [
+    (["--sweep", "--figures", "figs"], "--checkpoint"), (["--json", "x.json"], "--checkpoint"), (["--checkpoint", "a", "b", "--image", "x"], "one"),
+    (["--checkpoint", "a", "--video", "x", "--crop", "none"], "--crop none"), (["--data", "ff++", "demo", "--root", "x", "--figures", "f"], "--root 1"),
+    (["--checkpoint", "BEST", "--json", "no/such/folder.json"], "cannot write"), (["--checkpoint", "BEST", "--figures", "BEST"], "cannot write"),
+    (["--checkpoint", "BEST", "--workers", "-1"], "--workers")])
+def test_what_cannot_work_is_said_before_the_work(flags, part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": evaluate.build_network(SETTINGS).state_dict(), "settings": SETTINGS}, "BEST")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main()
+    sentence = capsys.readouterr().err
+    assert stop.value.code == 2 and part in sentence and len(sentence.splitlines()) == 1
+
+
+def test_a_loaded_network_judges_the_same_face_alike(tmp_path):
+    """Dropout and BatchNorm are off: a network fresh from its file is in eval mode."""
+    torch.save({"model": evaluate.build_network(SETTINGS).state_dict(), "settings": SETTINGS}, tmp_path / "best.pt")
+    net, _ = evaluate.load_network(tmp_path / "best.pt")
+    crop = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    scores, maps = evaluate.judge(net, [crop, crop], 48)
+    assert not net.training and scores[0] == scores[1] and (maps[0] == maps[1]).all()
+
+
+def test_fig_5_colours_the_features_by_forgery(tiny_tree, monkeypatch):
+    """With a t-SNE that takes the first two features, whichever library is at hand."""
+    class TSNE:
+        def __init__(self, **settings):
+            pass
+
+        def fit_transform(self, features):
+            return features[:, :2]
+    monkeypatch.setitem(sys.modules, "sklearn", types.ModuleType("sklearn"))
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", types.SimpleNamespace(TSNE=TSNE))
+    net = evaluate.build_network({**SETTINGS, "model": "xception"})
+    videos = data.list_videos("ff++", tiny_tree, "c23", "test")
+    picture = np.asarray(evaluate.figure_5([("Xception", net, SETTINGS)], {"c23": videos, "c40": videos}, workers=0))
+    assert picture.shape == (380, 1280, 3)
+    for colour in ((255, 0, 0), (0, 0, 255), (0, 128, 0), (128, 0, 128), (255, 165, 0)):     # real, DF, FS, F2F, NT
+        assert (picture == colour).all(-1).sum() > 40
+
+
+def test_broken_frames_and_torn_logs_do_not_end_the_figures_in_a_traceback(tiny_tree, tmp_path, monkeypatch, capsys):
+    masks.write_masks("ff++", tiny_tree, "ssim", workers=1)
+    torch.save({"model": evaluate.build_network(SETTINGS).state_dict(), "settings": SETTINGS}, tmp_path / "best.pt")
+    (tmp_path / "log.jsonl").write_text('{"iteration": 1, "stage": 1, "loss": 3.0}\n{"iteration": 2, "sta')
+    next(tiny_tree.glob("*/NeuralTextures/c23/faces/953_974/0001.png")).write_bytes(b"")       # the frame that the figures show
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", str(tmp_path / "best.pt"), "--root", str(tiny_tree), "--workers", "0",
+                                      "--device", "cpu", "--figures", str(tmp_path / "figs")])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    said = capsys.readouterr()
+    assert "means over" in said.out and "replace it" in said.err and (tmp_path / "figs" / f"curves_{tmp_path.name}.png").exists()
 
 
 def test_figures_3_and_4_need_no_network_and_no_twin_is_said(tmp_path, monkeypatch, capsys):
@@ -409,7 +485,7 @@ def test_a_photo_is_cut_as_in_training_judged_and_drawn_over(tmp_path, capsys):
     assert "P(fake) 0.700" in text
     x, y, side = (int(v) for v in re.search(r"x (\d+), y (\d+), side (\d+)", text).groups())
     assert x < 220 < x + side and y < 110 < y + side                  # her nose
-    before, after = np.asarray(Image.open(photo)).astype(int), np.asarray(Image.open(next(tmp_path.glob("*_astronaut_map.png")))).astype(int)
+    before, after = np.asarray(Image.open(photo)).astype(int), np.asarray(Image.open(next(tmp_path.glob("*_astronaut.png_map.png")))).astype(int)
     left, right = (np.abs(after - before)[y + 5:y + side - 5, a:b].mean() for a, b in ((x + 5, x + side // 3), (x + 2 * side // 3, x + side)))
     assert left > 20 > 5 > right and (after == before)[:, :x].all()   # red on the left half of the face, nothing outside it
 
