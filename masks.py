@@ -12,6 +12,7 @@ Read beside Sec. III-E (last paragraph), Fig. 3 and Table VII.
 
 import argparse
 import collections
+import fcntl
 import multiprocessing
 import os
 from pathlib import Path
@@ -94,7 +95,7 @@ def write_video_masks(job):
     video, folder, kind = job
     written, problems = 0, []
     for frame, path in video.frames.items():
-        if frame in video.masks:
+        if frame in video.masks or (folder / f"{path.stem}.png").exists():     # the second: by a run that this one waited for
             continue
         try:
             mask = MASKS[kind](np.asarray(data.read_image(video.twin[frame])), np.asarray(data.read_image(path)))
@@ -102,7 +103,7 @@ def write_video_masks(job):
             problems.append(f"no mask for {path}: {error}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{path.stem}.{os.getpid()}.part"      # its own, as two trainings may start at once
+        part = folder / f".{path.stem}.part"                    # a kill leaves this; the next run writes over and renames it
         Image.fromarray(mask * 255).save(part, "PNG", compress_level=1)
         os.replace(part, folder / f"{path.stem}.png")
         written += 1
@@ -126,7 +127,8 @@ def write_masks(dataset, root, kind="ssim", workers=None, required=False):
     written, problems = 0, []
     if jobs:
         try:
-            with multiprocessing.Pool(min(len(jobs), workers or os.cpu_count())) as pool:
+            with multiprocessing.Pool(min(len(jobs), workers or os.cpu_count())) as pool, open(Path(root) / ".masks.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)                # two trainings may start at once: one waits for the other
                 for count, sentences in tqdm(pool.imap_unordered(write_video_masks, jobs), f"{kind} masks", len(jobs), unit="video"):
                     written, problems = written + count, problems + sentences
         except OSError as error:

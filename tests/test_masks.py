@@ -159,6 +159,15 @@ def test_the_command_line_writes_masks_and_says_where_it_looked(tiny_tree, tmp_p
     assert empty.returncode == 2 and str(tmp_path / "nowhere") in empty.stderr and "Traceback" not in empty.stderr
 
 
+def test_two_runs_at_once_write_every_mask_once_and_both_end_well(tmp_path):
+    one, two = (write_tiny_tree(tmp_path / name, frames=20) for name in ("one", "two"))
+    masks.write_masks("ff++", one, "ssim", workers=1)
+    code = "import sys, masks; masks.write_masks('ff++', sys.argv[1], 'ssim', 2)"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(two)], cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert {p.relative_to(one): p.read_bytes() for p in one.rglob("*.*")} == {p.relative_to(two): p.read_bytes() for p in two.rglob("*.*")}
+
+
 def test_killed_at_any_moment_then_run_again_gives_the_same_tree(tmp_path):
     def tree(root):
         return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
