@@ -204,8 +204,8 @@ def require_videos(data, root, quality, split, mask="ssim"):
         where = Path(root) / ("Celeb-real/faces" if data.startswith("celeb") else f"original_sequences/youtube/{quality}/faces")
         uncut = data != "demo" and next(uncut_videos(data, root), None)
         cut = f"videos are there, but not cut yet: python data.py faces --data {data} --root {root}"
-        stop(f"no {data} face crops{'' if data.startswith('celeb') else f' for {quality}'}, {split} split: looked for {where}/<video>/<frame>.png and the like; "
-             + (cut if uncut else HOW_TO_GET[data]))
+        stop(f"no {data} face crops{'' if data.startswith('celeb') else f' for {quality}'}, {split} split: looked for "
+             f"{where}/<video>/<frame>.png and the like; " + (cut if uncut else HOW_TO_GET[data]))
     if sentence := full_frames(videos, root):
         stop(sentence)
     crop_rule_warnings(videos)
