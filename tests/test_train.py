@@ -78,7 +78,7 @@ def test_every_variant_trains_through_all_stages_and_tests_on_clean_images(varia
     assert checkpoint["iteration"] == (2 if variant == "C" else 3)          # Model-C skips stage 1
     settings = torch.load(tmp_path / "run/best.pt", weights_only=True)["settings"]
     assert (build_network(settings).f_mt is None) == (variant == "F")
-    assert "val frame AUC" in capsys.readouterr().out + capsys.readouterr().err or (tmp_path / "run/best.pt").exists()
+    assert "val frame AUC" in capsys.readouterr().out
     assert list((tmp_path / "run").glob("panel_*.png"))
 
 
