@@ -381,7 +381,7 @@ def plot(title, xlabel, ylabel, xticks, yticks, series, shade=None):
                 bottom - (y - yticks[0]) / (yticks[-1] - yticks[0]) * (bottom - top))
 
     def line(points, colour, style):
-        for a, b in zip(points, points[1:]):
+        for a, b in ((a, b) for a, b in zip(points, points[1:]) if a and b):
             steps = max(1, int(np.hypot(b[0] - a[0], b[1] - a[1]) / 5)) if style == "dashed" else 1
             ends = np.linspace(a, b, steps + 1)
             for k in range(0, steps, 2):
@@ -401,9 +401,9 @@ def plot(title, xlabel, ylabel, xticks, yticks, series, shade=None):
     draw.text((6, 30), ylabel, "black", SMALL)
     draw.text(((left + right) / 2, height - 22), xlabel, "black", SMALL, anchor="ma")
     for number, (name, xs, ys, colour, style) in enumerate(series):
-        points, y = [at(x, y) for x, y in zip(xs, ys) if y is not None], top + 8 + 18 * number
+        points, y = [None if y is None else at(x, y) for x, y in zip(xs, ys)], top + 8 + 18 * number
         if style == "dots":
-            for u, v in [*points, (right + 18, y)]:
+            for u, v in filter(None, [*points, (right + 18, y)]):
                 draw.ellipse([u - 2, v - 2, u + 2, v + 2], colour)
         else:
             line(points, colour, style)

@@ -342,6 +342,9 @@ def test_a_plot_puts_its_points_where_the_axes_say():
     picture = np.asarray(evaluate.plot("t", "x", "y", (0, 1), (0, 1), [("a", [0.25, 0.75], [0.5, None], "red", "dots")]))
     red = np.argwhere((picture == (255, 0, 0)).all(-1) & (np.arange(picture.shape[1]) < 430))
     np.testing.assert_allclose(red.mean(0), [52 + 140, 58 + 93], atol=1.5)                # the gap is not drawn
+    picture = np.asarray(evaluate.plot("t", "x", "y", (0, 4), (0, 1), [("a", range(5), [0.5, 0.5, None, 0.5, 0.5], "red", "line")]))
+    columns = {column for _, column in np.argwhere((picture == (255, 0, 0)).all(-1)) if column < 430}
+    assert columns == {*range(58, 152), *range(337, 430)}                               # no line across the gap
 
 
 def test_every_figure_is_drawn_from_a_tree_and_two_networks(tmp_path, monkeypatch, capsys):
