@@ -12,7 +12,8 @@ Read beside Sec. IV-B (schedule), III-C and III-D (losses), IV-A3 (pairs).
     python train.py --data ff++ --quality c23 [--root DIR]         the paper
     torchrun --nproc_per_node=N train.py ...                       several GPUs
 
-Writes runs/NAME/: last.pt (all that --resume needs), best.pt (best frame AUC on val), log.jsonl, panel_*.png.
+Writes runs/NAME/: last.pt (all that --resume needs), best.pt (best frame AUC on val), log.jsonl, panel_*.png, curves.png;
+the demo also test.json.
 """
 
 import argparse
@@ -168,8 +169,10 @@ def parse_arguments(argv=None):
         if settings.get(name) is None:
             settings[name] = value
     # evaluate.py prints the paper's numbers beside a run's only where it was trained as the paper says.
-    settings["as_published"] = settings["data"] == "ff++" and settings["pretrained"] != "none" and settings["num_classes"] == 2 and all(
-        settings[name] == PAPER[name] for name in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux")) and not settings["augment"]
+    settings["as_published"] = (
+        settings["data"] == "ff++" and settings["num_classes"] == 2 and not settings["augment"]
+        and Path(settings["pretrained"]).name in ("imagenet", "xception-43020ad28.pth", "xception-b5690688.pth")   # ImageNet's, not a detector's
+        and all(settings[name] == PAPER[name] for name in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux")))
     settings["root"] = settings["root"] or data.DEFAULT_ROOTS[settings["data"]]
     if settings["out"] is None:
         name = [settings["data"], settings["quality"], settings["model"]] + ([settings["variant"]] if settings["variant"] != "A" else [])
@@ -182,6 +185,8 @@ def parse_arguments(argv=None):
     if min(settings["save_every"], settings["eval_every"], settings["val_frames"] or 1) < 1 or settings["workers"] < 0 or not (
             settings["lr"] > 0 and settings["width"] > 0):
         data.stop("--save-every, --eval-every and --val-frames must be at least 1, --workers at least 0, --lr and --width above 0")
+    if not all(0 <= weight < math.inf for weight in (*settings["lambdas"], settings["aux"])):
+        data.stop("--lambdas and --aux must be numbers from 0 on; 0 leaves a loss out")
     if settings["device"] == "cuda" and not torch.cuda.is_available():
         data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
     if min(settings["iterations"]) < 0 or settings["batch_size"] < 2 or settings["size"] < 23 or not 0 <= settings["seed"] < 2 ** 31:
@@ -232,6 +237,12 @@ def main(argv=None):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if settings["batch_size"] % world or settings["batch_size"] < 2 * world:
         data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes: each needs as many pairs, at least 2")
+    for stage, stage_steps in zip((1, 2, 3), steps_by_stage):
+        (li, cls, seg), _ = stage_weights(settings, stage)
+        map_trains = stage == 2 or li * variant.li or seg * bool(variant.seg) or cls * variant.transformer * (stage == 3)
+        if world > 1 and stage_steps and not baseline and not (map_trains and (stage == 1 or cls)):
+            data.stop(f"with these --lambdas stage {stage} leaves a part without gradients, which several processes cannot average; use one "
+                      "process, or other weights")
     if (out / "last.pt").exists() and not settings["resume"]:
         data.stop(f"{out} already holds a run; --resume goes on with it, --out FOLDER starts another")
 

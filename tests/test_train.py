@@ -73,9 +73,27 @@ def test_frozen_parts_are_bit_identical_afterwards_batchnorm_statistics_included
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_trains_through_all_stages_and_tests_on_clean_images(variant, masked_tree, tmp_path, capsys):
+def test_every_variant_runs_its_branches_and_heads_in_each_stage_and_validates(variant, masked_tree, tmp_path, capsys, monkeypatch):
+    """Table VI and Sec. IV-B, in train.py's own loop: which images (clean, degraded, both) of a step meet f_cnn; capital: the head too."""
+    inputs, ran, to_input, branch = [], [], data.to_input, LiSiam.branch
+
+    def note_input(images):
+        inputs.append(to_input(images))
+        return inputs[-1]
+
+    def note_branch(net, images, head):
+        if net.training:                                                     # not validation, not the panel
+            clean, degraded = inputs[-2:]
+            which = "c" if images is clean else "d" if images is degraded else "b" if torch.equal(images, torch.cat([clean, degraded])) else "?"
+            ran.append(which.upper() if head else which)
+        return branch(net, images, head)
+
+    monkeypatch.setattr(data, "to_input", note_input)
+    monkeypatch.setattr(LiSiam, "branch", note_branch)
     checkpoint = run(masked_tree, tmp_path / "run", (1, 1, 1), "--variant", variant, "--eval-every", "1")
     assert checkpoint["iteration"] == (2 if variant == "C" else 3)          # Model-C skips stage 1
+    assert "".join(ran) == {"A": "cd" "C" "Cd", "B": "cd" "CD" "CD", "C": "C" "Cd", "D": "cd" "D" "cD", "E": "d" "D" "D", "F": "cd" "C" "Cd",
+                            "G": "b" "B" "B"}[variant]
     settings = torch.load(tmp_path / "run/best.pt", weights_only=True)["settings"]
     assert (build_network(settings).f_mt is None) == (variant == "F")
     assert "val frame AUC" in capsys.readouterr().out
@@ -274,19 +292,26 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
 
 
 def test_torchrun_with_two_processes_trains_all_stages_and_writes_one_run(masked_tree, tmp_path):
-    out = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *SMALL, "--root",
+    out, script = tmp_path / "run", tmp_path / "both.py"
+    script.write_text(f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch, train\n"              # train.py, then its weights
+                      "kept, make = [], train.make_optimizer\n"
+                      "train.make_optimizer = lambda parameters, *rest: kept.append(parameters) or make(parameters, *rest)\n"
+                      "train.main(sys.argv[2:])\n"
+                      "torch.save([p.detach() for p in kept[-1]], f\"{sys.argv[1]}/rank{os.environ['RANK']}.pt\")\n")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path), *SMALL, "--root",
                            str(masked_tree), "--out", str(out), "--iterations", "2", "2", "2", "--save-every", "1"],
                           cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert torch.load(out / "last.pt", weights_only=True)["iteration"] == 6
     logged = [json.loads(line)["iteration"] for line in (out / "log.jsonl").read_text().splitlines() if "lr" in line]
     assert logged == [1, 2, 3, 4, 5, 6]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first and all(torch.equal(a, b) for a, b in zip(first, second))        # every gradient was averaged over both
 
 
 @pytest.mark.parametrize("flags, part", [
     ("--save-every 0", "--save-every"), ("--eval-every 0", "--eval-every"), ("--val-frames -1", "--val-frames"), ("--workers -1", "--workers"),
-    ("--lr -1", "--lr"), ("--width 0", "--width"), ("--model xception --variant C", "--variant"), ("--iqd", "--iqd"), ("--seed -1", "--seed"),
+    ("--lr -1", "--lr"), ("--lambdas -1 1 1", "--lambdas"), ("--aux nan", "--aux"), ("--width 0", "--width"), ("--model xception --variant C", "--variant"), ("--iqd", "--iqd"), ("--seed -1", "--seed"),
     pytest.param("--device cuda", "no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"))])
 def test_numbers_that_make_no_sense_are_refused_before_anything_starts(flags, part, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -314,8 +339,9 @@ def test_a_validation_without_one_readable_real_frame_has_no_auc_and_does_not_en
 
 
 @pytest.mark.parametrize("arguments, same", [
-    ("--data ff++", True), ("--data ff++ --quality c40 --variant F --seed 3 --pretrained some.pth --val-frames 2", True), ("--data demo", False),
+    ("--data ff++", True), ("--data ff++ --quality c40 --variant F --seed 3 --pretrained xception-43020ad28.pth --val-frames 2", True), ("--data demo", False),
     ("--data ff++ --iterations 10 10 10", False), ("--data ff++ --width 0.5", False), ("--data ff++ --pretrained none", False),
+    ("--data ff++ --pretrained ffpp_c23_detector.pth", False),
     ("--data ff++ --aux 0", False), ("--data ff++ --num-classes 5", False), ("--data ff++ --augment", False)])
 def test_a_run_knows_whether_it_was_trained_as_published(arguments, same):
     """Sec. IV-B; evaluate.py prints the paper's numbers beside no other run's."""
