@@ -237,7 +237,7 @@ Xception       c23 celeb-df-v1 - 38.7  -    -       Xception      c23 celeb-df-v
 """.split()
 # READING Table III: it says "FF++" and no level: c23, and frame level, the default of Sec. IV-A4.
 PAPER_NUMBERS = {tuple(PAPER_NUMBERS[k:k + 3]): dict(zip(LEVELS, PAPER_NUMBERS[k + 3:k + 7])) for k in range(0, len(PAPER_NUMBERS), 7)}
-TEST_VIDEOS = {"ff++": 700, "celeb-df-v1": 100, "celeb-df-v2": 518}     # Sec. IV-A1, IV-A2: the whole test sets
+TEST_VIDEOS = {"ff++": 700, "celeb-df-v1": 100, "celeb-df-v2": 518}     # official test sets: 140 real + 560 fake of [3]; Celeb-DF's
 # Each table: what it holds, models, qualities trained on (None: the one tested on), test sets, numbers.
 TABLES = {"Table I": ("frame level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("frame_acc", "frame_auc")),
           "Table II": ("video level", ("Xception", "LiSiam"), None, ("c23", "c40"), ("video_acc", "video_auc")),

@@ -223,13 +223,17 @@ def main(argv=None):
         steps_by_stage = [0, 0, sum(steps_by_stage)]
     elif not variant.seg:       # READING Table VI: Model-C skips stage 1: nothing supervises it
         steps_by_stage[0] = 0
-    for stage, stage_steps in zip((1, 2, 3), steps_by_stage):
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))       # set by torchrun
+    for stage, stage_steps in zip((1, 2, 3), steps_by_stage) if not baseline else ():
         (li, cls, seg), aux = stage_weights(settings, stage)
-        if stage_steps and not baseline and not (li * variant.li or cls * (stage > 1) or (seg or aux) * bool(variant.seg)):
+        if stage_steps and not (li * variant.li or cls * (stage > 1) or (seg or aux) * bool(variant.seg)):
             data.stop(f"stage {stage} has nothing to train with these --lambdas and --aux; give it 0 --iterations, or a loss")
+        trains_f_seg = li * variant.li or seg * bool(variant.seg) or cls * variant.transformer * (stage == 3)
+        if world > 1 and stage_steps and not ((stage == 2 or trains_f_seg) and (stage == 1 or cls)):
+            data.stop(f"with these --lambdas stage {stage} leaves a part without gradients, which several processes cannot average; use one "
+                      "process, or other weights")
 
     # ---------------------------------------------------------------- one process a GPU under torchrun, else just one
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if world > 1:
         distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
         # hours, not NCCL's 10 minutes: the others wait while rank 0 writes masks and validates
@@ -237,12 +241,6 @@ def main(argv=None):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if settings["batch_size"] % world or settings["batch_size"] < 2 * world:
         data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes: each needs as many pairs, at least 2")
-    for stage, stage_steps in zip((1, 2, 3), steps_by_stage):
-        (li, cls, seg), _ = stage_weights(settings, stage)
-        map_trains = stage == 2 or li * variant.li or seg * bool(variant.seg) or cls * variant.transformer * (stage == 3)
-        if world > 1 and stage_steps and not baseline and not (map_trains and (stage == 1 or cls)):
-            data.stop(f"with these --lambdas stage {stage} leaves a part without gradients, which several processes cannot average; use one "
-                      "process, or other weights")
     if (out / "last.pt").exists() and not settings["resume"]:
         data.stop(f"{out} already holds a run; --resume goes on with it, --out FOLDER starts another")
 

@@ -74,7 +74,7 @@ def test_frozen_parts_are_bit_identical_afterwards_batchnorm_statistics_included
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_runs_its_branches_and_heads_in_each_stage_and_validates(variant, masked_tree, tmp_path, capsys, monkeypatch):
-    """Table VI and Sec. IV-B, in train.py's own loop: which images (clean, degraded, both) of a step meet f_cnn; capital: the head too."""
+    """Table VI, Sec. IV-B, in train.py's own loop: which images of a step go in, c(lean), d(egraded), b(oth); capital: the head runs."""
     inputs, ran, to_input, branch = [], [], data.to_input, LiSiam.branch
 
     def note_input(images):
@@ -84,7 +84,8 @@ def test_every_variant_runs_its_branches_and_heads_in_each_stage_and_validates(v
     def note_branch(net, images, head):
         if net.training:                                                     # not validation, not the panel
             clean, degraded = inputs[-2:]
-            which = "c" if images is clean else "d" if images is degraded else "b" if torch.equal(images, torch.cat([clean, degraded])) else "?"
+            which = "c" if images is clean else "d" if images is degraded else "b"
+            assert which != "b" or torch.equal(images, torch.cat([clean, degraded]))
             ran.append(which.upper() if head else which)
         return branch(net, images, head)
 
@@ -92,8 +93,8 @@ def test_every_variant_runs_its_branches_and_heads_in_each_stage_and_validates(v
     monkeypatch.setattr(LiSiam, "branch", note_branch)
     checkpoint = run(masked_tree, tmp_path / "run", (1, 1, 1), "--variant", variant, "--eval-every", "1")
     assert checkpoint["iteration"] == (2 if variant == "C" else 3)          # Model-C skips stage 1
-    assert "".join(ran) == {"A": "cd" "C" "Cd", "B": "cd" "CD" "CD", "C": "C" "Cd", "D": "cd" "D" "cD", "E": "d" "D" "D", "F": "cd" "C" "Cd",
-                            "G": "b" "B" "B"}[variant]
+    assert "".join(ran) == {"A": "cd" "C" "Cd", "B": "cd" "CD" "CD", "C": "C" "Cd", "D": "cd" "D" "cD", "E": "d" "D" "D",
+                            "F": "cd" "C" "Cd", "G": "b" "B" "B"}[variant]
     settings = torch.load(tmp_path / "run/best.pt", weights_only=True)["settings"]
     assert (build_network(settings).f_mt is None) == (variant == "F")
     assert "val frame AUC" in capsys.readouterr().out
@@ -164,6 +165,13 @@ def test_missing_masks_and_iqd_without_the_baseline_are_said(tiny_tree, tmp_path
     assert "--iqd" in stopped(capsys, *SMALL, "--root", tiny_tree, "--iqd")
     assert "nothing to train" in stopped(capsys, *SMALL, "--root", tiny_tree, "--out", tmp_path / "n", "--lambdas", 1, 0, 1)
     assert "without masks" in stopped(capsys, *SMALL, "--root", tiny_tree, "--out", tmp_path / "r", "--mask", "given")
+
+
+@pytest.mark.parametrize("flags", ["1 0 1 --iterations 2 0 2", "0 1 0 --iterations 2 2 2", "0 1 0 --aux 0 --variant F --iterations 0 2 2"])
+def test_weights_that_leave_a_part_without_gradients_are_refused_to_several_processes(flags, tmp_path, capsys, monkeypatch):
+    """DistributedDataParallel waits for a gradient of every part that trains, and would stop at the second step."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without gradients" in stopped(capsys, *SMALL, "--root", tmp_path, "--lambdas", *flags.split())
 
 
 def test_broken_pictures_are_named_once_and_over_one_percent_stop_the_run(masked_tree, tmp_path, capsys):
@@ -298,8 +306,8 @@ def test_torchrun_with_two_processes_trains_all_stages_and_writes_one_run(masked
                       "train.make_optimizer = lambda parameters, *rest: kept.append(parameters) or make(parameters, *rest)\n"
                       "train.main(sys.argv[2:])\n"
                       "torch.save([p.detach() for p in kept[-1]], f\"{sys.argv[1]}/rank{os.environ['RANK']}.pt\")\n")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path), *SMALL, "--root",
-                           str(masked_tree), "--out", str(out), "--iterations", "2", "2", "2", "--save-every", "1"],
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path),
+                           *SMALL, "--root", str(masked_tree), "--out", str(out), "--iterations", "2", "2", "2", "--save-every", "1"],
                           cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert torch.load(out / "last.pt", weights_only=True)["iteration"] == 6
@@ -311,7 +319,8 @@ def test_torchrun_with_two_processes_trains_all_stages_and_writes_one_run(masked
 
 @pytest.mark.parametrize("flags, part", [
     ("--save-every 0", "--save-every"), ("--eval-every 0", "--eval-every"), ("--val-frames -1", "--val-frames"), ("--workers -1", "--workers"),
-    ("--lr -1", "--lr"), ("--lambdas -1 1 1", "--lambdas"), ("--aux nan", "--aux"), ("--width 0", "--width"), ("--model xception --variant C", "--variant"), ("--iqd", "--iqd"), ("--seed -1", "--seed"),
+    ("--lr -1", "--lr"), ("--lambdas -1 1 1", "--lambdas"), ("--aux nan", "--aux"), ("--width 0", "--width"), ("--iqd", "--iqd"),
+    ("--model xception --variant C", "--variant"), ("--seed -1", "--seed"),
     pytest.param("--device cuda", "no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"))])
 def test_numbers_that_make_no_sense_are_refused_before_anything_starts(flags, part, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -339,7 +348,8 @@ def test_a_validation_without_one_readable_real_frame_has_no_auc_and_does_not_en
 
 
 @pytest.mark.parametrize("arguments, same", [
-    ("--data ff++", True), ("--data ff++ --quality c40 --variant F --seed 3 --pretrained xception-43020ad28.pth --val-frames 2", True), ("--data demo", False),
+    ("--data ff++", True), ("--data ff++ --quality c40 --variant F --seed 3 --pretrained xception-43020ad28.pth --val-frames 2", True),
+    ("--data demo", False),
     ("--data ff++ --iterations 10 10 10", False), ("--data ff++ --width 0.5", False), ("--data ff++ --pretrained none", False),
     ("--data ff++ --pretrained ffpp_c23_detector.pth", False),
     ("--data ff++ --aux 0", False), ("--data ff++ --num-classes 5", False), ("--data ff++ --augment", False)])
