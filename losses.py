@@ -1,9 +1,10 @@
 """
-LiSiam's three losses, their sum, and which of them each variant of Table VI uses.
+LiSiam's three losses, their sum, the variants of Table VI, and what runs in which stage.
 
-Read beside Sec. III-C, III-D and Table VI.
+Read beside Sec. III-C, III-D, IV-B and Table VI.
   paper     code        shape        meaning
-  X_s^n     seg_logits  (B, 2, h, w) the map of branch n before softmax; n = 1 clean, 2 degraded; channel 1 = fake
+  X_s^n     seg_logits  (B, 2, h, w) the map of branch n before softmax; n = 1 clean, 2 degraded;
+                                     channel 1 = fake
   X_gt      mask        (B, H, W)    1 = manipulated, 0 = untouched; all zeros for a real frame
   alpha     cls_logits  (B, 2)       before softmax; column 1 = fake
   alpha_gt  labels      (B,)         int64, 1 = fake, 0 = real; 0..4 with five classes
@@ -12,79 +13,139 @@ Read beside Sec. III-C, III-D and Table VI.
 
 from typing import NamedTuple
 
+import torch
 from torch.nn import functional as F
 
 
-# ---------------------------------------------------------------- Sec. III-C: localization invariance
+# ---------------------------------------------------------------- Sec. III-C: invariance
 def invariance_loss(seg_logits, degraded_seg_logits):
-    """L_li: how far apart the two branches' maps are. (B, 2, h, w) each -> scalar, float32; gradients into both.
+    """L_li: how far apart the two branches' maps are. (B, 2, h, w) each -> scalar, float32.
 
-    READING Eq. (15): the L1 norm as a mean over elements, as in the authors' release. A literal sum is 2 * 37 * 37 = 2,738 times
-    larger per image, and would drown the other two terms of Eq. (19) whose weights are all 1.
+    Gradients go into both branches.
+    READING Eq. (15): the L1 norm as a mean over elements, as in the authors' release. A literal sum
+    is 2 * 37 * 37 = 2,738 times larger per image, and would drown the other two terms of Eq. (19),
+    whose weights are all 1.
     """
-    return F.l1_loss(seg_logits.float(), degraded_seg_logits.float())                    # Eq. (15)  L_li   scalar
+    return F.l1_loss(seg_logits.float(), degraded_seg_logits.float())   # Eq. (15)  L_li   scalar
 
 
-# ---------------------------------------------------------------- Sec. III-D: classification and segmentation
+# ---------------------------------------------------------------- Sec. III-D: cls and seg
 def classification_loss(cls_logits, labels):
-    """L_cls: cross-entropy of alpha (B, num_classes) against alpha_gt (B,) int64 -> scalar, float32."""
-    return F.cross_entropy(cls_logits.float(), labels)                                   # Eq. (16)  L_cls  scalar
+    """L_cls: cross-entropy of alpha (B, num_classes) and alpha_gt (B,) int64 -> scalar, float32."""
+    return F.cross_entropy(cls_logits.float(), labels)                  # Eq. (16)  L_cls  scalar
 
 
 def segmentation_loss(seg_logits, mask):
-    """L_seg: cross-entropy of the map (B, 2, h, w) against the mask (B, H, W) of 0 and 1 -> scalar, float32.
+    """L_seg: cross-entropy of a map (B, 2, h, w) and masks (B, H, W) of 0, 1 -> scalar, float32.
 
-    READING Eq. (17): X_s is 37 x 37 and X_gt 299 x 299. The logits are enlarged bilinearly, as in the authors' release, rather
-    than the mask reduced: its detail is the point of Fig. 3.
+    READING Eq. (17): X_s is 37 x 37 and X_gt 299 x 299. The logits are enlarged bilinearly, as in
+    the authors' release, rather than the mask reduced: its detail is the point of Fig. 3.
     """
-    logits = F.interpolate(seg_logits.float(), size=mask.shape[1:], mode="bilinear", align_corners=False)  # (B, 2, 299, 299)
-    return F.cross_entropy(logits, mask.long())                                          # Eq. (17)  L_seg  scalar
+    logits = F.interpolate(seg_logits.float(), size=mask.shape[1:], mode="bilinear",
+                           align_corners=False)                         # (B, 2, 299, 299)
+    return F.cross_entropy(logits, mask.long())                         # Eq. (17)  L_seg  scalar
 
 
-# ---------------------------------------------------------------- Sec. IV-F, Table VI: the variants
+# ---------------------------------------------------------------- Sec. IV-F, Table VI: variants
 class Variant(NamedTuple):
     """One row of Table VI. Branch 1 is the clean image, branch 2 its degraded copy."""
 
-    images: str            # "pair": both branches; "degraded": branch 2 alone; "both": branch 1 alone, on 2B clean and degraded
-    seg: tuple             # branches with L_seg (and the soft-region term)
-    cls: tuple             # branches with L_cls: their features go through f_scu, f_mt, f_mlp
-    li: bool               # L_li between the two branches
-    transformer: bool      # f_mt, column MT
+    images: str        # "pair": both branches; "degraded": branch 2 alone; "both": see Model-G
+    seg: tuple         # branches with L_seg (and the soft-region term)
+    cls: tuple         # branches with L_cls: their features go through f_scu, f_mt, f_mlp
+    li: bool           # L_li between the two branches
+    transformer: bool  # f_mt, column MT
 
 
+# What a row runs in each stage (c clean, d degraded, capital: with f_scu, f_mt, f_mlp):
+#        stage 1   stage 2   stage 3
+#   A    c d       C         C d         LiSiam
+#   B    c d       C D       C D
+#   C    -         C         C d         no mask supervision, so no stage 1
+#   D    c d       D         c D
+#   E    d         D         D
+#   F    c d       C         C d         without f_mt
+#   G    c+d       C+D       C+D         one batch of 2B images
 VARIANTS = {
-    "A": Variant("pair", seg=(1,), cls=(1,), li=True, transformer=True),         # LiSiam
+    "A": Variant("pair", seg=(1,), cls=(1,), li=True, transformer=True),
     "B": Variant("pair", seg=(1, 2), cls=(1, 2), li=True, transformer=True),
-    "C": Variant("pair", seg=(), cls=(1,), li=True, transformer=True),           # no mask supervision at all
-    # READING Table VI: for Model-D the text moves L_seg and L_cls from branch 1 to branch 2; the table's marks say seg1, cls1, cls2.
-    # They disagree. We follow the text; the authors' release does the same.
+    # READING Table VI: "without pixel-level segmentation map supervision" takes OCR's soft-region
+    # loss away as well, as it is supervised by the same mask.
+    "C": Variant("pair", seg=(), cls=(1,), li=True, transformer=True),
+    # READING Table VI: for Model-D the text moves L_seg and L_cls from branch 1 to branch 2; the
+    # table's marks say seg1, cls1, cls2. They disagree. We follow the text, as the release does.
     "D": Variant("pair", seg=(2,), cls=(2,), li=True, transformer=True),
     "E": Variant("degraded", seg=(2,), cls=(2,), li=False, transformer=True),
     "F": Variant("pair", seg=(1,), cls=(1,), li=True, transformer=False),
-    # READING Table VI: Model-G, "we include both the original and quality-degraded images" as one batch of 2B for branch 1.
+    # READING Table VI: Model-G, "we include both the original and quality-degraded images", as one
+    # batch of 2B images for branch 1.
     "G": Variant("both", seg=(1,), cls=(1,), li=False, transformer=True),
 }
 
 
+class StagePlan(NamedTuple):
+    """What one stage of one variant computes."""
+
+    branches: tuple    # whose images go through f_cnn and f_seg
+    heads: tuple       # those of them that go on through f_scu, f_mt and f_mlp
+    lambdas: tuple     # of Eq. (19): L_li, L_cls, L_seg; a weight of 0 leaves its loss out
+    aux: float         # of the soft-region loss
+
+
+def stage_plan(variant, stage, lambdas=(1.0, 1.0, 1.0), aux=0.4):
+    """The StagePlan of stage 1, 2 or 3 (Sec. IV-B).
+
+    READING Sec. IV-B: which losses a stage has is not said. Stage 1 is Eq. (19) without L_cls,
+    whose head is frozen and does not run; stage 2 is L_cls alone, as nothing else reaches what it
+    trains; stage 3 is all of it.
+    READING Table VI: the soft-region loss goes with L_seg: D and E have it on branch 2, B on both.
+    """
+    li, cls, seg = lambdas
+    branches = {"pair": (1, 2), "degraded": (2,), "both": (1,)}[variant.images]
+    if stage == 1:
+        return StagePlan(branches, (), (li, 0, seg), aux)
+    if stage == 2:
+        return StagePlan(variant.cls, variant.cls, (0, cls, 0), 0)
+    return StagePlan(branches, variant.cls, (li, cls, seg), aux)
+
+
+def run_branches(net, variant, plan, clean, degraded):
+    """Runs the branches that a plan needs: {branch number: LiSiamOutput}.
+
+    clean, degraded: (B, 3, S, S), as model.to_input gives them.
+    """
+    heads = (1 in plan.heads, 2 in plan.heads)
+    if variant.images == "both":                            # Model-G: 2B images through branch 1
+        return {1: net(torch.cat([clean, degraded]), heads=heads)}
+    if plan.branches == (1, 2):                             # Fig. 1
+        first, second = net(clean, degraded, heads=heads)
+        return {1: first, 2: second}
+    if plan.branches == (1,):
+        return {1: net(clean, heads=heads)}
+    return {2: net(degraded, heads=(2 in plan.heads, False))}
+
+
 # ---------------------------------------------------------------- Sec. III-D: the sum
 def total_loss(branches, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0, 1.0), aux=0.4):
-    """Eq. (19) for one batch. Returns (loss, parts): a float32 scalar and its unweighted terms {"li", "cls", "seg", "aux"}.
+    """Eq. (19) for one batch: (loss, parts), a float32 scalar and its terms before weighting.
 
-    branches: {1: LiSiamOutput, 2: LiSiamOutput}, those that ran; labels (B,) int64; mask (B, H, W) of 0 and 1.
-    lambdas: for L_li, L_cls, L_seg (Sec. III-E: all 1). A weight of 0 leaves its term out and so uncomputed; that, and branches
-    without cls_logits, is how train.py's stages 1 and 2 use the same sum.
-    READING Eq. (19): three terms are printed. aux = 0.4 adds the cross-entropy of OCR's soft regions, part of [39]'s block and in the
-    authors' release; --aux 0 switches it off. lambda_seg does not scale it: no mask supervision at all is --lambdas 1 1 0 --aux 0.
+    branches: {1: LiSiamOutput, 2: LiSiamOutput}, those that ran; labels (B,) int64; mask (B, H, W)
+    of 0 and 1, both repeated for Model-G's 2B images. lambdas: for L_li, L_cls, L_seg (Sec. III-E:
+    all 1). A weight of 0 leaves its term out and so uncomputed. parts: {"li", "cls", "seg", "aux"}.
+    READING Eq. (19): three terms are printed. aux = 0.4 adds the cross-entropy of OCR's soft
+    regions, part of [39]'s block and in the authors' release; --aux 0 switches it off. lambda_seg
+    does not scale it: no mask supervision at all is --lambdas 1 1 0 --aux 0.
     """
     lambda_li, lambda_cls, lambda_seg = lambdas
+    weights = {"li": lambda_li, "cls": lambda_cls, "seg": lambda_seg, "aux": aux}
     parts = {}
     if variant.li and lambda_li:
         parts["li"] = invariance_loss(branches[1].seg_logits, branches[2].seg_logits)
-    if lambda_cls and all(branches[n].cls_logits is not None for n in variant.cls):
+    if lambda_cls:
         parts["cls"] = sum(classification_loss(branches[n].cls_logits, labels) for n in variant.cls)
     if variant.seg and lambda_seg:
         parts["seg"] = sum(segmentation_loss(branches[n].seg_logits, mask) for n in variant.seg)
     if variant.seg and aux:
         parts["aux"] = sum(segmentation_loss(branches[n].region_logits, mask) for n in variant.seg)
-    weights = {"li": lambda_li, "cls": lambda_cls, "seg": lambda_seg, "aux": aux}
-    return sum(weights[name] * part for name, part in parts.items()), parts              # Eq. (19)  L      scalar
+    loss = sum(weights[name] * part for name, part in parts.items())    # Eq. (19)  L      scalar
+    return loss, parts

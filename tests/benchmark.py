@@ -1,12 +1,17 @@
 """
-What a training step, a test image, a loaded pair and a mask cost: ours beside the plain form, in turns, in one run.
+What a training step, a test image, a loaded pair and a mask cost: ours beside the plain form.
 
-    python tests/benchmark.py                            this machine's CPU, 299 px, width 1.0, batch 2: about five minutes
-    python tests/benchmark.py --device cuda --batch-size 32
+    python tests/benchmark.py                                    this CPU, batch 2: five minutes
+    python tests/benchmark.py --device cuda --batch-size 32      a GPU: under five minutes
 
-plain   NCHW, float32, eager; both branches in full (f_cnn to f_mlp) in every stage, whatever the losses need
-ours    train.py's loop: channels last, the branches and heads that a stage needs, bfloat16 on CUDA
-Each row gives the median of --rounds alternating measurements and the ratio of the medians. Not a test: pytest does not collect it.
+plain      as a newcomer would write it: NCHW, float32, PyTorch's default SGD; both branches in full
+           (f_cnn to f_mlp) in every stage
+ours       train.py's own step: uint8 batches, to_input, seeding, the branches and heads that a
+           stage needs, losses, optimizer; channels last; bfloat16 where the GPU has it
+tuned      ours with torch.backends.cudnn.benchmark; on CUDA only, as is
+compiled   ours after net.compile(dynamic=False)
+All take turns; a row gives the median of --rounds samples, the ratio to plain and, on CUDA, each
+one's own peak memory. Not a test: pytest does not collect it.
 """
 
 import argparse
@@ -25,166 +30,271 @@ from skimage import data as pictures
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
+import evaluate  # noqa: E402
 import masks  # noqa: E402
 import train  # noqa: E402
 from losses import total_loss  # noqa: E402
-from model import LiSiam, XceptionClassifier  # noqa: E402
+from model import LiSiam, XceptionClassifier, load_xception_weights  # noqa: E402
 
 
-def measure(functions, rounds, device):
-    """Runs the functions in turn, once for warm-up and `rounds` times counted; returns their median seconds."""
-    times = [[] for _ in functions]
-    for turn in range(rounds + 1):
-        for function, own in zip(functions, times):
-            if device == "cuda":
+def measure(functions, args, steps=1):
+    """{name: (median seconds of a call, peak GiB)} of functions that take turns, after a warm-up.
+
+    steps: calls in a sample, so that waiting for the GPU once does not count.
+    """
+    seconds = {name: [] for name in functions}
+    peak = dict.fromkeys(functions, 0.0)
+    for turn in range(args.rounds + 1):
+        for name, function in functions.items():
+            if args.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            function()
-            if device == "cuda":
+            for _ in range(steps):
+                function()
+            if args.device == "cuda":
                 torch.cuda.synchronize()
-            if turn:
-                own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in times]
+                peak[name] = torch.cuda.max_memory_allocated() / 2 ** 30
+            if turn > 0:
+                seconds[name].append((time.perf_counter() - start) / steps)
+    return {name: (statistics.median(seconds[name]), peak[name]) for name in functions}
 
 
-def training_step(net, stage, batch, device, ours, freeze=True):
-    """One step as a function without arguments. ours: as in train.py; else the plain form, frozen parts by requires_grad if freeze."""
-    parameters = train.freeze(net, stage)
-    if not freeze:
-        net.requires_grad_(True)
-    optimizer = train.make_optimizer(parameters, {"optimizer": "sgd", "lr": 0.002}, device if ours else "cpu")
-    clean, degraded, labels, mask = batch
-    if ours:
-        clean, degraded = (images.contiguous(memory_format=torch.channels_last) for images in (clean, degraded))
+COLUMNS = ("plain", "ours", "tuned", "compiled")
+
+
+def print_row(title, measured, args):
+    plain, _ = measured["plain"]
+    cells = []
+    for name in COLUMNS:
+        if name not in measured:
+            cells.append("-")
+            continue
+        time_taken, peak = measured[name]
+        cell = f"{1000 * time_taken:.1f} ms ({time_taken / plain:.2f})"
+        cells.append(cell + (f", {peak:.1f} GiB" if args.device == "cuda" else ""))
+    print(f"| {title} | {' | '.join(cells)} |", flush=True)
+
+
+def made_up_batch(args):
+    """A batch as data.TrainingPairs' loader gives it: bytes, in page-locked memory for CUDA."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.batch_size, 3, args.size, args.size)
+    batch = {
+        "clean": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        "degraded": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        "mask": (torch.rand(shape[0], *shape[2:], generator=generator) > 0.8).to(torch.uint8),
+        "label": torch.arange(args.batch_size) % 2,
+    }
+    if args.device == "cuda":
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    return batch
+
+
+def our_step(net, batch, settings, stage):
+    """train.main's lines for one batch, as a function without arguments."""
+    optimizer = train.make_optimizer(train.freeze(net, stage), settings)
 
     def step():
-        with torch.autocast(device, torch.bfloat16, enabled=ours and device == "cuda"):
-            if not ours:
-                branches = dict(zip((1, 2), net(clean, degraded, heads=(True, True))))
-            elif stage == 2:
-                branches = {1: net(clean)}
-            else:
-                branches = dict(zip((1, 2), net(clean, degraded, heads=(stage == 3, False))))
-        if stage == 1:
-            branches = {n: branch._replace(cls_logits=None) for n, branch in branches.items()}
-        loss, _ = total_loss(branches, labels, mask, lambdas=(0, 1, 0) if stage == 2 else (1, 1, 1), aux=0 if stage == 2 else 0.4)
+        torch.manual_seed(0)
+        loss, _ = train.step_loss(net, batch, settings, stage)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
     return step
 
 
-def network_rows(args):
-    shape = (args.batch_size, 3, args.size, args.size)
-    batch = [torch.rand(shape, device=args.device) * 2 - 1 for _ in range(2)]
-    batch += [torch.arange(args.batch_size, device=args.device) % 2, (torch.rand(shape[0], *shape[2:], device=args.device) > 0.8).long()]
-    torch.manual_seed(0)
-    plain = LiSiam(args.width).to(args.device)
-    ours = LiSiam(args.width).to(args.device, memory_format=torch.channels_last)
-    seconds = {}
-    for stage in (1, 2, 3):
-        pair = measure([training_step(plain, stage, batch, args.device, False), training_step(ours, stage, batch, args.device, True)],
-                       args.rounds, args.device)
-        seconds[stage] = pair[1]
-        yield f"stage {stage}, a step of {args.batch_size} pairs", *pair
-        if stage == 2:
-            naive = training_step(plain, stage, batch, args.device, False, freeze=False)
-            yield "stage 2, plain with gradients in the frozen parts too", measure([naive], args.rounds, args.device)[0], pair[1]
+def tuned(step):
+    """The same step where cuDNN may try its algorithms and keep the fastest."""
+    def with_benchmark():
+        torch.backends.cudnn.benchmark = True
+        step()
+        torch.backends.cudnn.benchmark = False
+    return with_benchmark
 
-    def infer(net, images):
-        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=net is ours and args.device == "cuda"):
-            net(images)
-    plain.eval(), ours.eval()
-    last = batch[0].contiguous(memory_format=torch.channels_last)
-    yield f"inference, {args.batch_size} images", *measure([lambda: infer(plain, batch[0]), lambda: infer(ours, last)], args.rounds, args.device)
-    schedule = sum(steps * seconds[stage] for stage, steps in zip((1, 2, 3), train.PAPER["iterations"])) / 3600
-    print(f"\nThe paper's schedule (146k, 16k, 324k steps) at these speeds and this batch: {schedule:,.1f} hours, validation not counted")
+
+def plain_step(net, batch, settings, stage, freezes=True):
+    """The plain form. freezes: clears requires_grad of what the stage does not train."""
+    device = settings["device"]
+    images = [(batch[name].float() / 255 - 0.5) / 0.5 for name in ("clean", "degraded")]
+    parameters = train.freeze(net, stage)
+    if not freezes:
+        net.requires_grad_(True)
+    optimizer = torch.optim.SGD(parameters, lr=0.002, momentum=0.9, weight_decay=5e-4)
+    cls_only = stage == 2
+
+    def step():
+        clean, degraded = [image.to(device) for image in images]
+        first, second = net(clean, degraded, heads=(True, True))
+        lambdas = (0, 1, 0) if cls_only else (1, int(stage == 3), 1)
+        loss, _ = total_loss({1: first, 2: second}, batch["label"].to(device),
+                             batch["mask"].to(device), lambdas=lambdas, aux=0 if cls_only else 0.4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return step
+
+
+def validation_batch(net, batch, device):
+    """evaluate.predict's lines for one batch of images."""
+    @torch.inference_mode()
+    def step():
+        images = batch["clean"].to(device, non_blocking=True)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            _, probs = evaluate.look(net, images)
+        evaluate.count_levels(probs, batch["mask"].to(device))
+    return step
+
+
+def network_rows(args):
+    """Prints the rows of the three stages and of testing; returns {row: seconds of ours}."""
+    settings = {**train.PAPER, "model": "lisiam", "variant": "A", "device": args.device}
+    batch = made_up_batch(args)
+    torch.manual_seed(0)
+    nets = {"plain": LiSiam(args.width).to(args.device)}
+    nets["ours"] = LiSiam(args.width).to(args.device, memory_format=torch.channels_last)
     if args.device == "cuda":
-        print(f"peak GPU memory, both networks in turn: {torch.cuda.max_memory_allocated() / 2 ** 30:.1f} GiB")
+        nets["compiled"] = LiSiam(args.width).to(args.device, memory_format=torch.channels_last)
+        nets["compiled"].compile(dynamic=False)
+    steps = 10 if args.device == "cuda" else 1
+    ours = {}
+    print(f"| {args.size} px, batch {args.batch_size} | {' | '.join(COLUMNS)} |")
+    print("|---|" + "---|" * len(COLUMNS))
+    for stage in (1, 2, 3):
+        functions = {}
+        for name, net in nets.items():
+            make = plain_step if name == "plain" else our_step
+            functions[name] = make(net, batch, settings, stage)
+        if args.device == "cuda":
+            functions["tuned"] = tuned(functions["ours"])
+        measured = measure(functions, args, steps)
+        print_row(f"stage {stage}, a step", measured, args)
+        ours[stage] = measured["ours"][0]
+    naive = {"plain": plain_step(nets["plain"], batch, settings, 2, freezes=False),
+             "ours": our_step(nets["ours"], batch, settings, 2)}
+    print_row("stage 2; plain with all gradients", measure(naive, args, steps), args)
+
+    for net in nets.values():
+        net.eval()
+    images = (batch["clean"].float() / 255 - 0.5) / 0.5
+
+    @torch.inference_mode()
+    def plain_test():
+        nets["plain"](images.to(args.device))
+    functions = {"plain": plain_test,
+                 "ours": validation_batch(nets["ours"], batch, args.device)}
+    measured = measure(functions, args, steps)
+    print_row("a test batch (ours: with the map's numbers)", measured, args)
+    ours["test"] = measured["ours"][0]
+    return ours
+
+
+def print_schedule(ours, args):
+    """The paper's run in hours at these speeds: training, and validation every 5,400 iterations."""
+    steps = train.PAPER["iterations"]
+    training = sum(count * ours[stage] for stage, count in zip((1, 2, 3), steps)) / 3600
+    every = train.PAPER["eval_every"]
+    checks = sum(steps) // every - steps[0] // every            # none in stage 1
+    one = 70_000 / args.batch_size * ours["test"] / 60
+    print(f"\nThe paper's schedule (146k, 16k, 324k steps) at this batch: {training:,.1f} hours; a "
+          f"validation of 70,000 frames {one:,.1f} minutes, {checks} of them "
+          f"{checks * one / 60:,.1f} hours (loading not counted)")
 
 
 def made_up_tree(root, size, frames=10):
-    """A tiny FF++ tree of a photographed face (scikit-image's) with camera grain: a PNG that costs what a real crop costs."""
+    """A tiny FF++ tree of scikit-image's astronaut with camera grain: PNGs as large as crops'."""
     rng = np.random.default_rng(0)
-    face = Image.fromarray(pictures.astronaut()[20:220, 120:320]).resize((size, size), Image.Resampling.BILINEAR)
+    face = Image.fromarray(pictures.astronaut()[20:220, 120:320]).resize((size, size))
     for k in range(frames):
-        real = np.clip(np.asarray(face) + rng.normal(0, 3, (size, size, 3)), 0, 255).astype(np.uint8)
-        real = np.asarray(Image.fromarray(real).filter(ImageFilter.GaussianBlur(0.7)))
+        noisy = np.asarray(face) + rng.normal(0, 3, (size, size, 3))
+        real = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+        real = real.filter(ImageFilter.GaussianBlur(0.7))
         fake = real.copy()
-        middle = slice(size // 4, 3 * size // 4)
-        fake[middle, middle] = np.asarray(Image.fromarray(real[middle, middle]).filter(ImageFilter.GaussianBlur(3)))
+        box = (size // 4, size // 4, 3 * size // 4, 3 * size // 4)
+        fake.paste(real.crop(box).filter(ImageFilter.GaussianBlur(3)), box)
         for folder, picture in (("original_sequences/youtube/c23/faces/071", real),
                                 ("manipulated_sequences/Deepfakes/c23/faces/071_054", fake)):
             (root / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(root / folder / f"{k:04d}.png")
+            picture.save(root / folder / f"{k:04d}.png")
 
 
 def loading_rows(args):
-    """Pairs and masks a second on one core; all of it in this one process."""
+    """Pairs, test frames and masks a second on one core, all in this one process."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         made_up_tree(root, args.size)
-        real, fake = (np.asarray(Image.open(path)) for path in (root / "original_sequences/youtube/c23/faces/071/0000.png",
-                                                                 root / "manipulated_sequences/Deepfakes/c23/faces/071_054/0000.png"))
-        n = 60
-        seconds = measure([lambda: [masks.ssim_mask(real, fake) for _ in range(n)]], args.rounds, "cpu")[0] / n
-        print(f"| SSIM mask of a decoded pair | {1 / seconds:.0f} a second |")
-        (video, quality), *_ = masks.best_pairs("ff++", root, "ssim")
-        target = data.mask_folder(root, video.method, "ssim", quality) / video.id
-        seconds = measure([lambda: [masks.write_video_masks((video, target, "ssim")) for _ in range(4)]], args.rounds, "cpu")[0]
-        print(f"| SSIM mask, PNG in to PNG out | {4 * len(video.frames) / seconds:.0f} a second |")
-        pairs = data.TrainingPairs(data.list_videos("ff++", root, "c23", "train"), args.size)
-        seconds = measure([lambda: [pairs[i] for i in range(n)]], args.rounds, "cpu")[0]
-        print(f"| training pairs: two PNGs in, degraded copy, tensors out | {n / seconds:.0f} a second |")
-        path, mask_path, rng = video.frames[0], next(target.iterdir()), np.random.default_rng(0)
-        clean = data.read_face(path, args.size)
-        for name, function in (("of which reading the crop", lambda: data.read_face(path, args.size)),
-                               ("of which reading the mask", lambda: data.read_mask(mask_path, args.size)),
-                               ("of which degrading, on average", lambda: data.degrade(clean, rng)),
-                               ("of which two tensors", lambda: (data.to_tensor(clean), data.to_tensor(clean)))):
-            seconds = measure([lambda: [function() for _ in range(n)]], args.rounds, "cpu")[0] / n
-            print(f"| ... {name} | {1000 * seconds:.2f} ms |")
+        reals, fakes = data.list_videos("ff++", root, "c23", "train")
+        pair = [np.asarray(data.read_image(video.frames[0])) for video in (reals, fakes)]
+
+        def write_masks():
+            for frame in fakes.frames:
+                data.mask_path(frame, "ssim").unlink(missing_ok=True)
+            masks.write_video_masks(fakes, "ssim")
+        write_masks()
+        pairs = data.TrainingPairs([reals, fakes], args.size)
+        frames = data.TestFrames([reals, fakes], args.size)
+        clean = data.read_face(fakes.frames[0], args.size)
+        mask = data.mask_path(fakes.frames[0], "ssim")
+        rng = np.random.default_rng(0)
+        rows = {
+            "SSIM masks of decoded pairs": (lambda: masks.ssim_mask(*pair), 1),
+            "SSIM masks, PNG to PNG": (write_masks, len(fakes.frames)),
+            "training pairs, from PNG to tensors": (lambda: [pairs[n] for n in range(20)], 20),
+            "test frames with masks": (lambda: [frames[n] for n in range(20)], 20),
+            "... reading a crop": (lambda: data.read_face(fakes.frames[0], args.size), 1),
+            "... reading a mask": (lambda: data.read_mask(mask, args.size), 1),
+            "... degrading, on average": (lambda: data.degrade(clean, rng), 1),
+        }
+        print("\n| one core | a second |\n|---|---|")
+        for title, (function, count) in rows.items():
+            seconds, _ = measure({title: function}, args, steps=20 if count == 1 else 2)[title]
+            print(f"| {title} | {count / seconds:.0f} |", flush=True)
 
 
 def timm_row(args):
-    """timm's legacy_xception against our trunk at the original strides, same weights: equal features, and time."""
+    """timm's legacy_xception and our baseline with the same weights: logits and time."""
     try:
         import timm
     except ImportError:
-        print("\ntimm is not installed (pip install timm): no comparison with its legacy_xception")
+        print("\nno comparison with timm's legacy_xception: pip install timm")
         return
     theirs = timm.create_model("legacy_xception", pretrained=False).to(args.device).eval()
-    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
-        torch.save(theirs.state_dict(), file.name)
-        ours = XceptionClassifier(num_classes=1000)
-        train.load_xception_weights(ours, file.name)
+    ours = XceptionClassifier(num_classes=1000)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(theirs.state_dict(), Path(folder) / "timm.pth")
+        load_xception_weights(ours, Path(folder) / "timm.pth")
     ours = ours.to(args.device).eval()
     images = torch.rand(args.batch_size, 3, args.size, args.size, device=args.device) * 2 - 1
     with torch.inference_mode():
         difference = (theirs(images) - ours(images)).abs().max().item()
-        seconds = measure([lambda: theirs(images), lambda: ours(images)], args.rounds, args.device)
-    print(f"\ntimm {timm.__version__} legacy_xception {1000 * seconds[0]:.0f} ms, ours {1000 * seconds[1]:.0f} ms, ratio "
-          f"{seconds[1] / seconds[0]:.2f}; largest difference of the logits {difference:.1e}")
+        measured = measure({"timm": lambda: theirs(images), "ours": lambda: ours(images)}, args)
+    ratio = measured["ours"][0] / measured["timm"][0]
+    print(f"\ntimm {timm.__version__} legacy_xception against ours: largest difference of the "
+          f"logits {difference:.1e}, time ratio {ratio:.2f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda, default %(default)s")
-    parser.add_argument("--batch-size", type=int, default=2, help="pairs a step, default %(default)s")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                        help="default %(default)s")
+    parser.add_argument("--batch-size", type=int, default=2, help="pairs, default %(default)s")
     parser.add_argument("--size", type=int, default=299, help="default %(default)s")
     parser.add_argument("--width", type=float, default=1.0, help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="counted measurements of each, default %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="samples, default %(default)s")
     args = parser.parse_args()
-    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.size} px, width {args.width}, {time.strftime('%Y-%m-%d')}\n")
-    print("| | plain | ours | ratio |\n|---|---|---|---|")
-    for row, plain, ours in network_rows(args):
-        print(f"| {row} | {plain:.3f} s | {ours:.3f} s | {ours / plain:.2f} |", flush=True)
+    name = platform.processor() or platform.machine()
+    if args.device == "cuda":
+        name = torch.cuda.get_device_name()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, width "
+          f"{args.width}, {time.strftime('%Y-%m-%d')}\n")
+    try:
+        print_schedule(network_rows(args), args)
+    except torch.OutOfMemoryError:
+        data.stop(f"the GPU's memory is full at --batch-size {args.batch_size}: choose less")
     timm_row(args)
-    print("\n| one core | |\n|---|---|")
     loading_rows(args)
 
 
 if __name__ == "__main__":
-    main()
+    data.run(main, "run it again")

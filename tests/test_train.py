@@ -1,6 +1,11 @@
-"""train.py beside Sec. IV-B: the three stages, the schedule, and a run that can be killed and gone on with."""
+"""train.py beside Sec. IV-B: the three stages, the rate, and a run that can be killed at any time.
 
+Networks are as narrow as they can be (8 channels a layer), pictures have 48 x 48 pixels.
+"""
+
+import contextlib
 import datetime
+import functools
 import json
 import os
 import random
@@ -12,34 +17,104 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_tiny_tree
+from PIL import Image
 
 import data
-import masks
+import evaluate
 import train
-from evaluate import build_network
 from losses import VARIANTS, total_loss
-from model import LiSiam
+from model import LiSiam, XceptionClassifier, load_network
 
-SMALL = ["--data", "ff++", "--width", "0.02", "--size", "48", "--batch-size", "4", "--pretrained", "none", "--workers", "0", "--device", "cpu"]
+SMALL = ["--width", "0.02", "--size", "48", "--batch-size", "4", "--pretrained", "none",
+         "--workers", "0", "--device", "cpu"]
 
 
-@pytest.fixture
-def masked_tree(tiny_tree):
-    masks.write_masks("ff++", tiny_tree, "ssim", workers=1)
-    return tiny_tree
+def command(tree, out, iterations, *flags):
+    """The arguments of a small run on a tiny tree."""
+    return ["--data", "ff++", "--root", str(tree), "--out", str(out), *SMALL,
+            "--iterations", *map(str, iterations), *map(str, flags)]
 
 
 def run(tree, out, iterations, *flags):
-    train.main([*SMALL, "--root", str(tree), "--out", str(out), "--iterations", *map(str, iterations), *flags])
-    return torch.load(out / "last.pt", weights_only=True)
+    """Trains, and returns what last.pt holds."""
+    train.main(command(tree, out, iterations, *flags))
+    return read(out / "last.pt")
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+    """As without matplotlib, to save time; test_evaluate.py draws training curves."""
+    monkeypatch.setattr(evaluate, "pyplot", lambda: None)
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def log_of(folder):
+    """The lines of log.jsonl, without the time of day."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("time", None)
+    return lines
+
+
+def steps_of(folder):
+    """The lines of log.jsonl about training steps: {iteration: line}."""
+    return {line["iteration"]: line for line in log_of(folder) if "loss" in line}
 
 
 def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    """Whether two dicts of tensors are bit-identical."""
+    if first.keys() != second.keys():
+        return False
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
-# ---------------------------------------------------------------- Sec. IV-B
+def equal_runs(first, second):
+    """Whether two checkpoints go on alike: weights, statistics, momentum, iteration, best AUC."""
+    if first["iteration"] != second["iteration"] or first["best"] != second["best"]:
+        return False
+    states = zip(first["optimizer"]["state"].values(), second["optimizer"]["state"].values(),
+                 strict=True)
+    return equal(first["model"], second["model"]) and all(equal(a, b) for a, b in states)
+
+
+def last_error(capsys):
+    """The last line on standard error, without the bars before it."""
+    return capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+
+
+def stopped(capsys, *arguments):
+    """The sentence with which train.py ends, exit status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train.main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    return last_error(capsys)
+
+
+# ---------------------------------------------------------------- Sec. IV-B: the settings
+def test_the_defaults_are_the_papers_numbers():
+    """Sec. IV-B: 146k, 16k, 324k iterations of 32 pairs, rate 0.002; III-E: 299 px, lambdas 1."""
+    settings = train.parse_arguments(["--data", "ff++"])
+    assert settings["iterations"] == [146_000, 16_000, 324_000]
+    assert settings["batch_size"] == 32
+    assert settings["lr"] == 0.002
+    assert settings["size"] == 299
+    assert settings["width"] == 1.0
+    assert settings["lambdas"] == [1, 1, 1]
+    assert settings["pretrained"] == "imagenet"
+
+
+def test_a_flag_wins_over_the_demos_settings_and_those_over_the_papers():
+    settings = train.parse_arguments(["--data", "demo", "--batch-size", "6"])
+    assert settings["batch_size"] == 6
+    assert settings["width"] == train.DEMO["width"] < train.PAPER["width"]
+    assert settings["momentum"] == train.PAPER["momentum"]
+
+
 def test_poly_rate_by_hand_and_its_end():
     """Sec. IV-B: 0.002 (1 - step / steps)^0.9; half way it is 0.002 * 0.5^0.9 = 0.0010718."""
     assert train.poly_lr(0, 100, 0.002) == 0.002
@@ -47,312 +122,604 @@ def test_poly_rate_by_hand_and_its_end():
     assert 0 < train.poly_lr(99, 100, 0.002) < 0.002 * 0.016
 
 
-def test_poly_restarts_in_each_stage(masked_tree, tmp_path):
-    run(masked_tree, tmp_path / "run", (2, 2, 2), "--save-every", "1", "--lr", "0.002")
-    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    rates = {line["iteration"]: line["lr"] for line in lines if "lr" in line}
+def test_the_rate_restarts_in_each_stage_and_each_stage_has_its_losses(masked_tree, tmp_path):
+    """Sec. IV-B, with SGD's momentum and weight decay as in the authors' release."""
+    checkpoint = run(masked_tree, tmp_path / "run", (2, 2, 2), "--save-every", 1, "--lr", 0.002)
+    steps = steps_of(tmp_path / "run")
     half = pytest.approx(0.002 * 0.5 ** 0.9)
+    rates = {iteration: line["lr"] for iteration, line in steps.items()}
     assert rates == {1: 0.002, 2: half, 3: 0.002, 4: half, 5: 0.002, 6: half}
-    terms = {line["stage"]: sorted(set(line) & {"li", "cls", "seg", "aux"}) for line in lines if "lr" in line}
-    assert terms == {1: ["aux", "li", "seg"], 2: ["cls"], 3: ["aux", "cls", "li", "seg"]}
+    losses = [set(line) & {"li", "cls", "seg", "aux"} for line in steps.values()]
+    assert losses[0] == losses[1] == {"li", "seg", "aux"}
+    assert losses[2] == losses[3] == {"cls"}
+    assert losses[4] == losses[5] == {"li", "cls", "seg", "aux"}
+    group = checkpoint["optimizer"]["param_groups"][0]
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 5e-4)
 
 
+def test_eq19_is_trained_with_the_weights_of_the_command_line(masked_tree, tmp_path):
+    """Eq. (19): lambda_li L_li + lambda_cls L_cls + lambda_seg L_seg, and OCR's own loss."""
+    run(masked_tree, tmp_path / "run", (1, 1, 1), "--save-every", 1,
+        "--lambdas", 2, 3, 5, "--aux", 7)
+    first, second, third = steps_of(tmp_path / "run").values()
+    expected = 2 * first["li"] + 5 * first["seg"] + 7 * first["aux"]
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+    assert second["loss"] == pytest.approx(3 * second["cls"], rel=1e-5)
+    expected = 2 * third["li"] + 3 * third["cls"] + 5 * third["seg"] + 7 * third["aux"]
+    assert third["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_stage_may_weigh_the_invariance_loss_less():
+    """The demo starts from random weights, where L_li makes the map constant."""
+    settings = {"variant": "A", "lambdas": [2, 3, 5], "aux": 7, "li_in_stage_1": 0.25}
+    assert train.plan_of(settings, 1).lambdas == (0.5, 0, 5)
+    assert train.plan_of(settings, 3).lambdas == (2, 3, 5)
+
+
+# ---------------------------------------------------------------- Sec. IV-B: the three stages
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_frozen_parts_are_bit_identical_afterwards_batchnorm_statistics_included(stage, masked_tree, tmp_path):
-    """Sec. IV-B: stage 1 leaves f_scu, f_mt and f_mlp alone, stage 2 f_cnn and f_seg; everything else moves."""
-    after = run(masked_tree, tmp_path / "run", [3 * (s == stage) for s in (1, 2, 3)])["model"]
+def test_frozen_parts_are_bit_identical_afterwards_batchnorm_statistics_included(
+        stage, masked_tree, tmp_path):
+    """Sec. IV-B: stage 1 leaves f_scu, f_mt and f_mlp alone, stage 2 f_cnn and f_seg.
+
+    Everything else moves.
+    """
+    iterations = [0, 0, 0]
+    iterations[stage - 1] = 3
+    after = run(masked_tree, tmp_path / "run", iterations)["model"]
     torch.manual_seed(0)
     before = LiSiam(0.02).state_dict()
-    classification = ("f_scu.", "f_mt.", "f_mlp.")
     for name in before:
-        frozen = (stage == 1 and name.startswith(classification)) or (stage == 2 and not name.startswith(classification))
-        if frozen:
+        is_classification = name.startswith(("f_scu.", "f_mt.", "f_mlp."))
+        if (stage == 1 and is_classification) or (stage == 2 and not is_classification):
             assert torch.equal(before[name], after[name]), name
         elif name.endswith(("running_mean", "weight")):
             assert not torch.equal(before[name], after[name]), name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_runs_its_branches_and_heads_in_each_stage_and_validates(variant, masked_tree, tmp_path, capsys, monkeypatch):
-    """Table VI, Sec. IV-B, in train.py's own loop: which images of a step go in, c(lean), d(egraded), b(oth); capital: the head runs."""
-    inputs, ran, to_input, branch = [], [], data.to_input, LiSiam.branch
+@pytest.fixture
+def black_copies(monkeypatch):
+    """Each degraded copy is black, so that a test can tell it from the clean picture."""
+    monkeypatch.setattr(data, "degrade", lambda image, rng: Image.new("RGB", image.size))
 
-    def note_input(images):
-        inputs.append(to_input(images))
-        return inputs[-1]
+
+def kind_of(images):
+    """c: a batch of clean pictures, d: of degraded ones, b: both, one after the other."""
+    is_black = (images == -1).flatten(1).all(dim=1).tolist()
+    if not any(is_black):
+        return "c"
+    if all(is_black):
+        return "d"
+    half = len(images) // 2
+    assert is_black == [False] * half + [True] * half
+    return "b"
+
+
+TABLE_VI = {    # what stages 1, 2 and 3 run: c, d, b as above; a capital: f_scu, f_mt, f_mlp too
+    "A": "cd C Cd",
+    "B": "cd CD CD",
+    "C": "C Cd",
+    "D": "cd D cD",
+    "E": "d D D",
+    "F": "cd C Cd",
+    "G": "b B B",
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_runs_its_branches_and_heads_in_each_stage(
+        variant, masked_tree, tmp_path, black_copies, monkeypatch):
+    """Table VI and Sec. IV-B, in train.py's own loop. Model-C skips stage 1."""
+    ran = []
+    branch = LiSiam.branch
 
     def note_branch(net, images, head):
-        if net.training:                                                     # not validation, not the panel
-            clean, degraded = inputs[-2:]
-            which = "c" if images is clean else "d" if images is degraded else "b"
-            assert which != "b" or torch.equal(images, torch.cat([clean, degraded]))
-            ran.append(which.upper() if head else which)
+        if net.training:                        # neither validation nor the picture of a batch
+            kind = kind_of(images)
+            ran.append(kind.upper() if head else kind)
         return branch(net, images, head)
 
-    monkeypatch.setattr(data, "to_input", note_input)
     monkeypatch.setattr(LiSiam, "branch", note_branch)
-    checkpoint = run(masked_tree, tmp_path / "run", (1, 1, 1), "--variant", variant, "--eval-every", "1")
-    assert checkpoint["iteration"] == (2 if variant == "C" else 3)          # Model-C skips stage 1
-    assert "".join(ran) == {"A": "cd" "C" "Cd", "B": "cd" "CD" "CD", "C": "C" "Cd", "D": "cd" "D" "cD", "E": "d" "D" "D",
-                            "F": "cd" "C" "Cd", "G": "b" "B" "B"}[variant]
-    settings = torch.load(tmp_path / "run/best.pt", weights_only=True)["settings"]
-    assert (build_network(settings).f_mt is None) == (variant == "F")
-    assert "val frame AUC" in capsys.readouterr().out
-    assert list((tmp_path / "run").glob("panel_*.png"))
+    checkpoint = run(masked_tree, tmp_path / "run", (1, 1, 1), "--variant", variant)
+    assert "".join(ran) == TABLE_VI[variant].replace(" ", "")
+    assert checkpoint["iteration"] == len(TABLE_VI[variant].split())
+    net, _ = load_network(tmp_path / "run" / "best.pt")
+    assert (net.f_mt is None) == (variant == "F")
 
 
-@pytest.mark.parametrize("flags", [["--model", "xception"], ["--model", "xception", "--iqd"], ["--num-classes", "5", "--augment"]])
-def test_the_baseline_and_five_classes_train_as_many_steps(flags, masked_tree, tmp_path):
-    checkpoint = run(masked_tree, tmp_path / "run", (1, 1, 2), *flags)
-    assert checkpoint["iteration"] == 4
-    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    if "xception" in flags:
-        assert {line["stage"] for line in lines} == {3} and "seg" not in lines[0]
+@pytest.mark.parametrize("flags, kind", [([], "c"), (["--iqd"], "d")])
+def test_the_baseline_has_one_stage_no_masks_and_with_iqd_degraded_pictures_alone(
+        flags, kind, tiny_tree, tmp_path, black_copies, monkeypatch):
+    """Table I: as many iterations as LiSiam has. Table V: +IQD."""
+    ran = []
+    forward = XceptionClassifier.forward
+
+    def note_forward(net, images):
+        if net.training:
+            ran.append(kind_of(images))
+        return forward(net, images)
+
+    monkeypatch.setattr(XceptionClassifier, "forward", note_forward)
+    run(tiny_tree, tmp_path / "run", (1, 1, 2), "--save-every", 1, "--model", "xception", *flags)
+    assert ran == [kind] * 4
+    for line in steps_of(tmp_path / "run").values():
+        assert line["stage"] == 3
+        assert line["loss"] == line["cls"]
+        assert "seg" not in line
+    assert not list(tiny_tree.glob("manipulated_sequences/*/masks_ssim"))
 
 
-def test_best_is_the_highest_val_auc_and_without_val_videos_the_last_weights(masked_tree, tmp_path, capsys):
-    run(masked_tree, tmp_path / "with", (0, 2, 3), "--eval-every", "1")
-    lines = [json.loads(line) for line in (tmp_path / "with/log.jsonl").read_text().splitlines()]
-    scores = {line["iteration"]: line["val"]["frame_auc"] for line in lines if "val" in line}
-    best = torch.load(tmp_path / "with/best.pt", weights_only=True)
-    assert len(scores) == 5 and best["iteration"] == min(k for k in scores if scores[k] == max(scores.values()))
-    for pair in data.FFPP_PAIRS["val"].split()[:1]:
-        for id in pair.split("_"):
-            for frame in (masked_tree / "original_sequences/youtube/c23/faces" / id).iterdir():
+def test_five_classes_train_a_head_of_five(masked_tree, tmp_path):
+    """Fig. 5: real and the four methods."""
+    run(masked_tree, tmp_path / "run", (1, 1, 1), "--num-classes", 5)
+    net, settings = load_network(tmp_path / "run" / "best.pt")
+    assert settings["num_classes"] == 5
+    assert net(torch.zeros(1, 3, 48, 48)).cls_logits.shape == (1, 5)
+
+
+def test_a_picture_of_what_it_sees_is_drawn_at_the_end_of_each_stage(masked_tree, tmp_path):
+    run(masked_tree, tmp_path / "run", (1, 2, 1))
+    names = sorted(path.name for path in (tmp_path / "run").glob("panel_*.png"))
+    assert names == ["panel_000001.png", "panel_000003.png", "panel_000004.png"]
+
+
+# ---------------------------------------------------------------- validation
+def give_auc(monkeypatch, values):
+    """Makes these the frame AUC of one validation after the other."""
+    remaining = iter(values)
+    summarize = evaluate.summarize
+
+    def row_with_next_value(*arguments):
+        return {**summarize(*arguments), "frame_auc": next(remaining)}
+
+    monkeypatch.setattr(evaluate, "summarize", row_with_next_value)
+
+
+def test_best_is_the_first_of_the_highest_val_auc(masked_tree, tmp_path, monkeypatch):
+    """It is looked at from stage 2 on, which begins with iteration 2."""
+    give_auc(monkeypatch, [0.5, 0.75, 0.25, 0.75])
+    run(masked_tree, tmp_path / "run", (1, 2, 2), "--eval-every", 1)
+    assert read(tmp_path / "run" / "best.pt")["iteration"] == 3
+
+
+def test_what_validation_logs_is_what_evaluate_finds(masked_tree, tmp_path, capsys):
+    """And the last line says how to test the weights that are kept."""
+    out = tmp_path / "run"
+    run(masked_tree, out, (1, 2, 3), "--eval-every", 1)
+    rows = {line["iteration"]: line["val"] for line in log_of(out) if "val" in line}
+    assert list(rows) == [2, 3, 4, 5, 6]
+    row = rows[read(out / "best.pt")["iteration"]]
+    net, settings = load_network(out / "best.pt")
+    result = evaluate.evaluate(net, settings, "ff++", masked_tree, "c23", "val")
+    assert row["frame_auc"] == max(row["frame_auc"] for row in rows.values())
+    for name in ("frames", "frame_auc", "video_auc", "iou"):
+        assert result[name] == pytest.approx(row[name])
+    said = capsys.readouterr().out
+    assert f"--checkpoint {out / 'best.pt'} --data ff++ --root {masked_tree}" in said
+
+
+def test_without_real_val_videos_best_holds_the_last_weights(masked_tree, tmp_path, capsys):
+    for video in data.list_videos("ff++", masked_tree, "c23", "val"):
+        for frame in video.frames:
+            if not video.label:
                 frame.unlink()
-    last = run(masked_tree, tmp_path / "without", (0, 1, 1))
-    assert "best.pt will hold the last weights" in capsys.readouterr().out
-    assert equal(last["model"], torch.load(tmp_path / "without/best.pt", weights_only=True)["model"])
+    last = run(masked_tree, tmp_path / "run", (0, 1, 1))
+    assert "last weights" in capsys.readouterr().out
+    assert equal(last["model"], read(tmp_path / "run" / "best.pt")["model"])
+
+
+def test_looking_at_the_network_does_not_change_it(masked_tree, tmp_path):
+    """Validated and drawn at every step or at none: BatchNorm and dropout go on alike."""
+    often = run(masked_tree, tmp_path / "often", (0, 2, 3), "--eval-every", 1, "--val-frames", 1)
+    never = run(masked_tree, tmp_path / "never", (0, 2, 3))
+    assert equal(often["model"], never["model"])
 
 
 # ---------------------------------------------------------------- a user's mistakes
-def stopped(capsys, *arguments):
+@pytest.mark.parametrize("flags, part", [
+    ("--save-every 0", "--save-every"),
+    ("--eval-every 0", "--eval-every"),
+    ("--val-frames -1", "--val-frames"),
+    ("--workers -1", "--workers"),
+    ("--batch-size 1", "--batch-size"),
+    ("--size 22", "--size"),
+    ("--iterations 1 2", "--iterations"),
+    ("--lr -1", "--lr"),
+    ("--lr nan", "--lr"),
+    ("--lambdas -1 1 1", "--lambdas"),
+    ("--aux nan", "--aux"),
+    ("--width 0", "--width"),
+    ("--seed -1", "--seed"),
+    ("--seed 2147483648", "--seed"),
+    ("--variant H", "--variant"),
+    ("--iqd", "--iqd"),
+    ("--model xception --variant C", "--variant"),
+    ("--model xception --lambdas 1 1 0", "--lambdas"),
+    ("--lambdas 1 0 1", "stage 2 has nothing to train"),
+    ("--lambdas 0 1 0 --aux 0", "stage 1 has nothing to train"),
+    ("--no-such-flag", "--no-such-flag"),
+    pytest.param("--device cuda", "no GPU", marks=pytest.mark.skipif(
+        torch.cuda.is_available(), reason="has a GPU")),
+])
+def test_flags_that_make_no_sense_are_one_sentence_before_anything_starts(flags, part, capsys):
     with pytest.raises(SystemExit) as stop:
-        train.main([str(argument) for argument in arguments])
-    sentence = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+        train.parse_arguments(["--data", "ff++", *flags.split()])
     assert stop.value.code == 2
-    return sentence
+    sentence = capsys.readouterr().err
+    assert part in sentence
+    assert len(sentence.splitlines()) == 1
 
 
-def test_without_data_one_sentence_says_how_to_get_it_where_it_looked_and_what_needs_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "train.py", "--data", "ff++", "--quality", "c23", "--root", str(tmp_path / "none")],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    for part in (str(tmp_path / "none"), "github.com/ondyari/FaceForensics", "data.py faces", "--data demo"):
-        assert part in done.stderr
+def test_a_stage_without_a_loss_is_allowed_where_it_has_no_iterations():
+    flags = "--data ff++ --lambdas 1 0 1 --iterations 5 0 5"
+    assert train.parse_arguments(flags.split())["lambdas"] == [1, 0, 1]
 
 
-def test_resume_with_other_settings_is_refused_by_name(masked_tree, tmp_path, capsys):
+def test_without_data_one_sentence_says_where_it_looked_and_what_to_do(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(command(tmp_path / "none", tmp_path / "run", (1, 1, 1)))
+    assert stop.value.code == 2
+    sentence = capsys.readouterr().err
+    assert len(sentence.splitlines()) == 1
+    for part in (str(tmp_path / "none"), "github.com/ondyari/FaceForensics", "data.py faces",
+                 "--data demo"):
+        assert part in sentence
+
+
+def test_missing_masks_are_said(tiny_tree, tmp_path, capsys):
+    flags = command(tiny_tree, tmp_path / "run", (1, 1, 1), "--mask", "given")
+    assert "mask" in stopped(capsys, *flags)
+
+
+def test_every_broken_picture_and_mask_is_named_before_the_first_iteration(
+        masked_tree, tmp_path, capsys):
+    methods = masked_tree / "manipulated_sequences"
+    broken = [masked_tree / "original_sequences/youtube/c23/faces/071/0001.png",
+              methods / "Deepfakes/c23/faces/720_672/0000.png",             # a val video's
+              methods / "FaceSwap/masks_ssim/054_071/0002.png"]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(SystemExit) as stop:
+        run(masked_tree, tmp_path / "run", (1, 1, 1))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert all(str(path) in said for path in broken)
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_later_stops_the_run_with_its_path(workers, tiny_tree, capsys):
+    videos = data.list_videos("ff++", tiny_tree, "c23", "train")
+    pairs = data.TrainingPairs(videos, 48, mask=None)
+    for frame in videos[0].frames:
+        frame.write_bytes(b"")
+    settings = {"batch_size": 16, "workers": workers, "device": "cpu"}
+    with pytest.raises(SystemExit) as stop:
+        list(train.load_batches(pairs, settings, range(1), 0, 1))
+    assert stop.value.code == 2
+    sentence = capsys.readouterr().err
+    assert str(videos[0].frames[0].parent) in sentence
+    assert "--resume" in sentence
+    assert len(sentence.splitlines()) == 1
+
+
+@pytest.mark.parametrize("lr, last", [(1e18, 1), (3e38, 0)])
+def test_a_loss_or_weight_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
+        lr, last, masked_tree, tmp_path, capsys):
+    """1e18: the second loss is NaN. 3e38: the first loss is finite, the weights after it not."""
+    flags = command(masked_tree, tmp_path / "run", (30, 0, 0), "--lr", lr, "--save-every", 1,
+                    "--lambdas", 99, 99, 99)
+    assert "--lr" in stopped(capsys, *flags)
+    kept = read(tmp_path / "run" / "last.pt")
+    assert kept["iteration"] == last
+    assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+
+
+# ---------------------------------------------------------------- kill and resume
+def test_a_folder_with_a_run_and_a_resume_with_other_settings_are_refused(
+        masked_tree, tmp_path, capsys):
     out = tmp_path / "run"
-    run(masked_tree, out, (1, 1, 1))
-    again = [*SMALL, "--root", masked_tree, "--out", out, "--iterations", 1, 1, 1]
-    assert "already holds a run" in stopped(capsys, *again)
-    assert "lr = 0.002, not 0.1" in stopped(capsys, *again, "--resume", "--lr", "0.1")
+    again = command(masked_tree, out, (1, 1, 1))
+    train.main(again)
+    whole = (out / "last.pt").read_bytes()
+    assert "--resume" in stopped(capsys, *again)
+    sentence = stopped(capsys, *again, "--resume", "--lr", "0.1")
+    assert "lr = 0.002" in sentence
+    assert "0.1" in sentence
+    assert "variant = A" in stopped(capsys, *again, "--resume", "--variant", "B")
     assert "nothing to resume" in stopped(capsys, *again, "--resume", "--out", tmp_path / "other")
+    assert (out / "last.pt").read_bytes() == whole
     (out / "last.pt").write_bytes(b"torn")
     assert "not a checkpoint" in stopped(capsys, *again, "--resume")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(masked_tree, tmp_path, capsys):
+@contextlib.contextmanager
+def ctrl_c_after_the_save_of(iteration, out, monkeypatch):
+    save = train.RunFolder.save
+
+    def save_and_stop(*arguments, **more):
+        save(*arguments, **more)
+        if read(out / "last.pt")["iteration"] == iteration:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.RunFolder, "save", save_and_stop)
+        yield
+
+
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_run_stopped_at_the_end_of_a_stage_or_within_one_goes_on_as_if_it_had_not(
+        last, masked_tree, tmp_path, monkeypatch):
+    """Momentum starts anew in each stage, and is kept within one."""
+    whole = run(masked_tree, tmp_path / "whole", (2, 2, 1))
+    out = tmp_path / "stopped"
+    with ctrl_c_after_the_save_of(last, out, monkeypatch):
+        run(masked_tree, out, (2, 2, 1), "--save-every", 1)
+    resumed = run(masked_tree, out, (2, 2, 1), "--save-every", 1, "--resume")
+    assert equal_runs(resumed, whole)
+
+
+def test_a_resumed_run_knows_the_best_auc_so_far(masked_tree, tmp_path, monkeypatch):
+    give_auc(monkeypatch, [0.75, 0.5, 0.25])
     out = tmp_path / "run"
-    sentence = stopped(capsys, *SMALL, "--root", masked_tree, "--out", out, "--iterations", 30, 0, 0, "--lr", "1e18", "--save-every", "1")
-    assert "became" in sentence and "lower --lr" in sentence
-    kept = torch.load(out / "last.pt", weights_only=True)
-    assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+    flags = ("--save-every", 1, "--eval-every", 1)
+    with ctrl_c_after_the_save_of(1, out, monkeypatch):
+        run(masked_tree, out, (0, 1, 2), *flags)
+    run(masked_tree, out, (0, 1, 2), *flags, "--resume")
+    assert read(out / "best.pt")["iteration"] == 1
 
 
-def test_missing_masks_and_iqd_without_the_baseline_are_said(tiny_tree, tmp_path, capsys):
-    assert "--iqd" in stopped(capsys, *SMALL, "--root", tiny_tree, "--iqd")
-    assert "nothing to train" in stopped(capsys, *SMALL, "--root", tiny_tree, "--out", tmp_path / "n", "--lambdas", 1, 0, 1)
-    assert "without masks" in stopped(capsys, *SMALL, "--root", tiny_tree, "--out", tmp_path / "r", "--mask", "given")
-
-
-@pytest.mark.parametrize("flags", ["1 0 1 --iterations 2 0 2", "0 1 0 --iterations 2 2 2", "0 1 0 --aux 0 --variant F --iterations 0 2 2"])
-def test_weights_that_leave_a_part_without_gradients_are_refused_to_several_processes(flags, tmp_path, capsys, monkeypatch):
-    """DistributedDataParallel waits for a gradient of every part that trains, and would stop at the second step."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "without gradients" in stopped(capsys, *SMALL, "--root", tmp_path, "--lambdas", *flags.split())
-
-
-def test_broken_pictures_are_named_once_and_over_one_percent_stop_the_run(masked_tree, tmp_path, capsys):
-    for method in data.METHODS:
-        (masked_tree / f"manipulated_sequences/{method}/c23/faces/071_054/0001.png").write_bytes(b"")
-    out = tmp_path / "run"
-    sentence = stopped(capsys, *SMALL, "--root", masked_tree, "--out", out, "--iterations", 90, 0, 0, "--batch-size", "8")
-    assert "over 1 %" in sentence and "data.py check" in sentence
-    run(masked_tree, tmp_path / "short", (2, 0, 0))                # a few are replaced, and training goes on
-
-
-# ---------------------------------------------------------------- kill and resume
-def test_a_run_killed_three_times_ends_bit_identical_to_an_unbroken_one(masked_tree, tmp_path):
-    """kill -9 wherever it is, go on, with another number of loading processes: same weights, same optimizer, one log line each."""
-    iterations = (25, 10, 25)
-    whole = run(masked_tree, tmp_path / "whole", iterations, "--save-every", "3")
-    out = tmp_path / "killed"
-    command = [sys.executable, "train.py", *SMALL, "--root", str(masked_tree), "--out", str(out), "--save-every", "3", "--iterations",
-               *map(str, iterations)]
-    chance = random.Random(0)
-    for attempt in range(3):
-        flags = ["--workers", "1" if attempt == 1 else "0"] + ["--resume"] * (attempt > 0)
-        process = subprocess.Popen(command + flags, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        saves, seen = chance.randint(1, 4), None                    # kill a moment after that many saves
-        deadline = time.time() + 60
-        while saves and process.poll() is None and time.time() < deadline:
-            stamp = (out / "last.pt").stat().st_mtime_ns if (out / "last.pt").exists() else None
-            saves, seen = saves - (stamp != seen and stamp is not None), stamp
-            time.sleep(0.002)
-        time.sleep(chance.random() * 0.05)
+def wait_for_saves(path, count, process):
+    """Returns a moment after the process has written `path` another `count` times."""
+    stamp = path.stat().st_mtime_ns if path.exists() else None
+    deadline = time.time() + 120
+    while count and time.time() < deadline:
         assert process.poll() is None, "the process ended before it could be killed"
+        if path.exists() and path.stat().st_mtime_ns != stamp:
+            stamp = path.stat().st_mtime_ns
+            count -= 1
+        time.sleep(0.002)
+
+
+def test_a_run_killed_three_times_ends_bit_identical_to_an_unbroken_one(masked_tree, tmp_path):
+    """kill -9 wherever it is, then --resume, once with another number of loading processes.
+
+    The same weights, momentum, best weights and log.
+    """
+    iterations = (25, 10, 25)
+    flags = ("--save-every", 3, "--eval-every", 4, "--val-frames", 1)
+    whole = run(masked_tree, tmp_path / "whole", iterations, *flags)
+    out = tmp_path / "killed"
+    program = [sys.executable, "train.py", *command(masked_tree, out, iterations, *flags)]
+    chance = random.Random(0)
+    for more in ([], ["--resume", "--workers", "1"], ["--resume"]):
+        process = subprocess.Popen(program + more, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for_saves(out / "last.pt", chance.randint(2, 4), process)
+        time.sleep(chance.uniform(0, 0.05))
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        torch.load(out / "last.pt", weights_only=True)              # never torn
-    train.main([*command[2:], "--resume"])
-    resumed = torch.load(out / "last.pt", weights_only=True)
-    assert resumed["iteration"] == whole["iteration"] == 60 and equal(whole["model"], resumed["model"])
-    momentum = [[state["momentum_buffer"] for state in checkpoint["optimizer"]["state"].values()] for checkpoint in (whole, resumed)]
-    assert all(torch.equal(a, b) for a, b in zip(*momentum))
-    logged = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (tmp_path / "whole", out)]
-    assert [[{k: v for k, v in line.items() if k != "time"} for line in log] for log in logged][0] == \
-        [{k: v for k, v in line.items() if k != "time"} for line in logged[1]]
+        assert process.wait() == -signal.SIGKILL, "the process ended before it could be killed"
+        read(out / "last.pt")                                               # never torn
+    assert read(out / "last.pt")["iteration"] < 60
+    resumed = run(masked_tree, out, iterations, *flags, "--resume")
+    assert resumed["iteration"] == 60
+    assert equal_runs(resumed, whole)
+    best = [read(folder / "best.pt") for folder in (tmp_path / "whole", out)]
+    assert best[0]["iteration"] == best[1]["iteration"]
+    assert equal(best[0]["model"], best[1]["model"])
+    assert log_of(out) == log_of(tmp_path / "whole")
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole_and_ends_with_a_sentence(tmp_path, capsys):
-    path = tmp_path / "last.pt"
-    train.save(path, {"model": torch.ones(10)})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))    # no file may grow past 1,000 bytes
+def test_resume_forgets_what_the_log_says_after_the_checkpoint_and_a_torn_line(
+        masked_tree, tmp_path):
+    run(masked_tree, tmp_path / "run", (1, 1, 2))
+    log = tmp_path / "run" / "log.jsonl"
+    before = log.read_text()
+    log.write_text(before + '{"iteration": 5, "stage": 3, "loss": 1.0}\n{"iteration": 6, "sta')
+    run(masked_tree, tmp_path / "run", (1, 1, 2), "--resume")
+    assert log.read_text() == before
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """No file may grow past `size` bytes: a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(SystemExit) as stop:
-            train.save(path, {"model": torch.ones(100_000)})
+        yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert stop.value.code == 2 and "--resume" in capsys.readouterr().err
-    assert torch.equal(torch.load(path, weights_only=True)["model"], torch.ones(10))
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole_and_the_run_goes_on_later(
+        masked_tree, tmp_path, capsys):
+    """The checkpoint of iteration 1 holds momentum as well, and does not fit any more."""
+    whole = run(masked_tree, tmp_path / "whole", (2, 0, 0), "--save-every", 1)
+    torch.save(whole["model"], tmp_path / "model.pt")
+    sizes = [path.stat().st_size for path in (tmp_path / "model.pt", tmp_path / "whole/last.pt")]
+    out = tmp_path / "run"
+    flags = command(masked_tree, out, (2, 0, 0), "--save-every", 1)
+    capsys.readouterr()
+    with largest_file(sum(sizes) // 2), pytest.raises(SystemExit) as stop:
+        data.run(functools.partial(train.main, flags), "the advice")
+    assert stop.value.code == 2
+    sentence = last_error(capsys)
+    assert str(out / "last.pt") in sentence
+    assert "the advice" in sentence
+    assert read(out / "last.pt")["iteration"] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["last.pt", "log.jsonl"]
+    resumed = run(masked_tree, out, (2, 0, 0), "--save-every", 1, "--resume")
+    assert equal_runs(resumed, whole)
+
+
+# ---------------------------------------------------------------- the demo
+def test_the_demo_ends_with_a_table_of_its_test_split_in_all_qualities(tmp_path, capsys):
+    """On FF++'s tiny tree under the demo's name; its split is written beside it."""
+    root = write_tiny_tree(tmp_path / "demo", data.QUALITIES)
+    (root / "splits").mkdir()
+    for split, pairs in data.FFPP_PAIRS.items():
+        pair = pairs.split()[0].split("_")
+        (root / "splits" / f"{split}.json").write_text(json.dumps([pair]))
+    out = tmp_path / "run"
+    train.main(["--data", "demo", "--root", str(root), "--out", str(out), *SMALL,
+                "--iterations", "1", "1", "1"])
+    report = json.loads((out / "test.json").read_text())[0]
+    assert report["settings"]["data"] == "demo"
+    assert [result["quality"] for result in report["results"]] == ["c0", "c23", "c40"]
+    for result in report["results"]:
+        assert (result["split"], result["frames"]) == ("test", 30)
+    said = capsys.readouterr().out
+    assert all(f"demo {quality} test" in said for quality in data.QUALITIES)
 
 
 # ---------------------------------------------------------------- bfloat16
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU"))])
 def test_bfloat16_agrees_with_float32_gradients_included(device):
-    """Same weights, same batch, BatchNorm's statistics fixed: the loss within 0.1 %, all gradients together within 11 degrees."""
+    """Same weights, same batch, BatchNorm's statistics fixed.
+
+    The losses are in float32 and agree within 0.1 %, all gradients together within 11 degrees.
+    """
     torch.manual_seed(0)
     net = LiSiam(0.125).to(device).eval()
-    batch = [torch.randn(4, 3, 48, 48, device=device), torch.randn(4, 3, 48, 48, device=device),
-             torch.tensor([0, 1, 1, 0], device=device), torch.randint(0, 2, (4, 48, 48), device=device)]
-    results = []
-    for bfloat16 in (False, True):
+    clean = torch.randn(4, 3, 48, 48, device=device)
+    degraded = torch.randn(4, 3, 48, 48, device=device)
+    labels = torch.tensor([0, 1, 1, 0], device=device)
+    mask = torch.randint(0, 2, (4, 48, 48), device=device)
+    losses = []
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
         net.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            branches = dict(zip((1, 2), net(*batch[:2])))
-        loss, parts = total_loss(branches, *batch[2:])
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            first, second = net(clean, degraded)
+        loss, parts = total_loss({1: first, 2: second}, labels, mask)
+        assert first.seg_logits.dtype == dtype
         assert all(part.dtype == torch.float32 for part in parts.values())
-        assert branches[1].seg_logits.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
         loss.backward()
-        results.append((loss.item(), torch.cat([p.grad.flatten() for p in net.parameters()])))
-    (loss32, grad32), (loss16, grad16) = results
-    assert loss16 == pytest.approx(loss32, rel=1e-3)
-    assert torch.nn.functional.cosine_similarity(grad32, grad16, dim=0) > 0.98
+        losses.append(loss.item())
+        gradients.append(torch.cat([weight.grad.flatten() for weight in net.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
 
 
 # ---------------------------------------------------------------- several processes
-def test_the_draws_of_all_processes_together_are_those_of_one():
-    for world in (2, 4):
-        together = [n for rank in range(world) for n in train.batch_draws(7, 8, rank, world)]
-        assert together == list(train.batch_draws(7, 8)) == list(range(56, 64))
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_draws_of_all_processes_together_are_those_of_one(world):
+    together = []
+    for rank in range(world):
+        together.extend(train.batch_draws(7, 8, rank, world))
+    assert together == list(train.batch_draws(7, 8)) == list(range(56, 64))
 
 
-def gradients(net, images, degraded, labels, mask):
-    branches = dict(zip((1, 2), net(images, degraded)))
-    loss, _ = total_loss(branches, labels, mask)
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_batch_that_cannot_be_shared_out_is_refused(size, tmp_path, capsys, monkeypatch):
+    """Each process needs as many pairs as the others, and BatchNorm at least 2."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **more: None)
+    flags = command(tmp_path / "none", tmp_path / "run", (1, 1, 1), "--batch-size", size)
+    assert f"--batch-size {size}" in stopped(capsys, *flags)
+
+
+def loss_and_gradients(net, clean, degraded, labels, mask):
+    """Eq. (19) of one batch: the loss; the gradients stay in the network."""
+    first, second = net(clean, degraded)
+    loss, _ = total_loss({1: first, 2: second}, labels, mask)
     loss.backward()
     return loss.detach()
 
 
 def half_of_the_batch(rank, folder):
-    """One of two gloo processes: half of the batch through DistributedDataParallel, BatchNorm in eval mode."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2,
-                                         timeout=datetime.timedelta(seconds=60))
+    """One of two gloo processes: half of a batch through train.py's wrapper, BatchNorm fixed."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2,
+        timeout=datetime.timedelta(seconds=60))
     torch.set_num_threads(1)
-    saved = torch.load(folder / "batch.pt", weights_only=True)
+    model, batch = torch.load(folder / "batch.pt", weights_only=True)
     net = LiSiam(0.02)
-    net.load_state_dict(saved.pop("model"))
-    parallel = torch.nn.parallel.DistributedDataParallel(net.eval())
-    loss = gradients(parallel, *(saved[name][rank * 2:rank * 2 + 2] for name in ("images", "degraded", "labels", "mask")))
+    net.load_state_dict(model)
+    parallel = train.parallel_network(net.eval(), {"lambdas": [1, 1, 1], "aux": 0.4}, 2)
+    half = [tensor[2 * rank:2 * rank + 2] for tensor in batch]
+    loss = loss_and_gradients(parallel, *half)
     torch.distributed.all_reduce(loss)
     if rank == 0:
-        torch.save({"loss": loss / 2, **{name: p.grad for name, p in net.named_parameters()}}, folder / "grads.pt")
-    torch.distributed.barrier()                                     # nobody leaves while the other still talks
+        gradients = {name: weight.grad for name, weight in net.named_parameters()}
+        torch.save([loss / 2, gradients], folder / "together.pt")
+    torch.distributed.barrier()                 # nobody leaves while the other still talks
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
     torch.manual_seed(0)
     net = LiSiam(0.02).eval()
-    batch = {"images": torch.randn(4, 3, 48, 48), "degraded": torch.randn(4, 3, 48, 48), "labels": torch.tensor([0, 1, 1, 0]),
-             "mask": torch.randint(0, 2, (4, 48, 48))}
-    torch.save({"model": net.state_dict(), **batch}, tmp_path / "batch.pt")
-    loss = gradients(net, *batch.values())
+    batch = [torch.randn(4, 3, 48, 48), torch.randn(4, 3, 48, 48), torch.tensor([0, 1, 1, 0]),
+             torch.randint(0, 2, (4, 48, 48))]
+    torch.save([net.state_dict(), batch], tmp_path / "batch.pt")
+    loss = loss_and_gradients(net, *batch)
     torch.multiprocessing.spawn(half_of_the_batch, (tmp_path,), nprocs=2)
-    together = torch.load(tmp_path / "grads.pt", weights_only=True)
-    torch.testing.assert_close(together.pop("loss"), loss, rtol=1e-5, atol=1e-5)
-    for name, parameter in net.named_parameters():
-        torch.testing.assert_close(together[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+    loss_together, gradients = read(tmp_path / "together.pt")
+    torch.testing.assert_close(loss_together, loss, rtol=1e-5, atol=1e-5)
+    for name, weight in net.named_parameters():
+        torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_torchrun_with_two_processes_trains_all_stages_and_writes_one_run(masked_tree, tmp_path):
-    out, script = tmp_path / "run", tmp_path / "both.py"
-    script.write_text(f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch, train\n"              # train.py, then its weights
-                      "kept, make = [], train.make_optimizer\n"
-                      "train.make_optimizer = lambda parameters, *rest: kept.append(parameters) or make(parameters, *rest)\n"
-                      "train.main(sys.argv[2:])\n"
-                      "torch.save([p.detach() for p in kept[-1]], f\"{sys.argv[1]}/rank{os.environ['RANK']}.pt\")\n")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path),
-                           *SMALL, "--root", str(masked_tree), "--out", str(out), "--iterations", "2", "2", "2", "--save-every", "1"],
-                          cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+# train.py, then what each process drew, how it seeded dropout, and what its weights became.
+TRAIN_AND_TELL = """
+import os
+import sys
+
+import torch
+
+import data
+import train
+
+drawn = []
+seeds = []
+networks = []
+get_item = data.TrainingPairs.__getitem__
+build_network = train.build_network
+step_loss = train.step_loss
+
+def note_draw(pairs, n):
+    drawn.append(n)
+    return get_item(pairs, n)
+
+def note_network(settings):
+    networks.append(build_network(settings))
+    return networks[-1]
+
+def note_seed(*arguments):
+    seeds.append(torch.initial_seed())
+    return step_loss(*arguments)
+
+data.TrainingPairs.__getitem__ = note_draw
+train.build_network = note_network
+train.step_loss = note_seed
+train.main(sys.argv[2:])
+weights = dict(networks[0].named_parameters())
+torch.save([drawn, seeds, weights], f"{sys.argv[1]}/rank{os.environ['RANK']}.pt")
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--lambdas", 0, 1, 0]])
+def test_torchrun_with_two_processes_trains_all_stages_and_writes_one_run(
+        flags, masked_tree, tmp_path):
+    """Also with losses off: in stage 1 f_seg then has no gradient, and nobody waits for one."""
+    script = tmp_path / "both.py"
+    script.write_text(TRAIN_AND_TELL)
+    out = tmp_path / "run"
+    arguments = command(masked_tree, out, (2, 2, 2), "--save-every", 1, *flags)
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node=2", script, tmp_path, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, env=environment,
+                          timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert torch.load(out / "last.pt", weights_only=True)["iteration"] == 6
-    logged = [json.loads(line)["iteration"] for line in (out / "log.jsonl").read_text().splitlines() if "lr" in line]
-    assert logged == [1, 2, 3, 4, 5, 6]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert first and all(torch.equal(a, b) for a, b in zip(first, second))        # every gradient was averaged over both
-
-
-@pytest.mark.parametrize("flags, part", [
-    ("--save-every 0", "--save-every"), ("--eval-every 0", "--eval-every"), ("--val-frames -1", "--val-frames"), ("--workers -1", "--workers"),
-    ("--lr -1", "--lr"), ("--lambdas -1 1 1", "--lambdas"), ("--aux nan", "--aux"), ("--width 0", "--width"), ("--iqd", "--iqd"),
-    ("--model xception --variant C", "--variant"), ("--seed -1", "--seed"),
-    pytest.param("--device cuda", "no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"))])
-def test_numbers_that_make_no_sense_are_refused_before_anything_starts(flags, part, capsys):
-    with pytest.raises(SystemExit) as stop:
-        train.parse_arguments(["--data", "ff++", *flags.split()])
-    sentence = capsys.readouterr().err
-    assert stop.value.code == 2 and part in sentence and len(sentence.splitlines()) == 1
-
-
-def test_resume_forgets_a_torn_line_of_the_log(masked_tree, tmp_path):
-    run(masked_tree, tmp_path / "run", (1, 1, 2))
-    log = tmp_path / "run" / "log.jsonl"
-    before = log.read_text()
-    log.write_text(before + '{"iteration": 3, "sta')
-    run(masked_tree, tmp_path / "run", (1, 1, 2), "--resume")
-    assert log.read_text() == before
-
-
-def test_a_validation_without_one_readable_real_frame_has_no_auc_and_does_not_end_the_run(masked_tree, tmp_path, capsys):
-    for video in data.list_videos("ff++", masked_tree, "c23", "val"):
-        for path in video.frames.values():
-            if not video.label:
-                path.write_bytes(b"")
-    run(masked_tree, tmp_path / "run", (1, 1, 1))
-    assert "val frame AUC n/a" in capsys.readouterr().out and (tmp_path / "run" / "best.pt").exists()
-
-
-@pytest.mark.parametrize("arguments, same", [
-    ("--data ff++", True), ("--data ff++ --quality c40 --variant F --seed 3 --pretrained xception-43020ad28.pth --val-frames 2", True),
-    ("--data demo", False),
-    ("--data ff++ --iterations 10 10 10", False), ("--data ff++ --width 0.5", False), ("--data ff++ --pretrained none", False),
-    ("--data ff++ --pretrained ffpp_c23_detector.pth", False),
-    ("--data ff++ --aux 0", False), ("--data ff++ --num-classes 5", False), ("--data ff++ --augment", False)])
-def test_a_run_knows_whether_it_was_trained_as_published(arguments, same):
-    """Sec. IV-B; evaluate.py prints the paper's numbers beside no other run's."""
-    assert train.parse_arguments(arguments.split())["as_published"] is same
+    assert read(out / "last.pt")["iteration"] == 6
+    assert list(steps_of(out)) == [1, 2, 3, 4, 5, 6]
+    assert len(log_of(out)) == 8                                    # and two validations
+    drawn, seeds, weights = read(tmp_path / "rank0.pt")
+    other_drawn, other_seeds, other_weights = read(tmp_path / "rank1.pt")
+    assert drawn == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21]      # of batches of 4
+    assert other_drawn == [2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23]
+    assert len({*seeds, *other_seeds}) == 12                        # of 2 x 6 steps
+    assert equal(weights, other_weights)                            # gradients were averaged
