@@ -362,20 +362,30 @@ def blur(image, sigma):
     return image.filter(ImageFilter.GaussianBlur(sigma * image.width / 299))
 
 
+def random_jpeg(image, rng):
+    return jpeg(image, rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
+
+
+def random_resize(image, rng):
+    return resize(image, rng.uniform(*RESIZE_SIDE))
+
+
+def random_blur(image, rng):
+    return blur(image, rng.uniform(*BLUR_SIGMA))
+
+
+OPERATIONS = [random_jpeg, random_resize, random_blur]
+
+
 def degrade(image, rng):
-    """I^1 -> I^2: each operation with probability 0.5, in random order. `image` stays as it is.
+    """I^1 -> I^2: each of OPERATIONS with probability 0.5, in random order; `image` stays as it is.
 
     DEPARTURE Sec. IV-A3: the release blurs in place, which leaks into the clean branch in about one
     sample of six (17.6 %).
     """
-    operations = [
-        lambda image: jpeg(image, rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1)),
-        lambda image: resize(image, rng.uniform(*RESIZE_SIDE)),
-        lambda image: blur(image, rng.uniform(*BLUR_SIGMA)),
-    ]
-    for index in rng.permutation(3):
+    for index in rng.permutation(len(OPERATIONS)):
         if rng.random() < 0.5:
-            image = operations[index](image)
+            image = OPERATIONS[index](image, rng)
     return image
 
 

@@ -568,6 +568,21 @@ def test_each_operation_comes_half_of_the_time_in_every_order_within_its_range(m
     assert len(orders) == 16                    # 1 + 3 + 6 + 6: every subset in every order
 
 
+def test_a_fourth_operation_is_drawn_as_often_as_the_three(monkeypatch):
+    """README, 'Where to start changing things': it is enough to add it to OPERATIONS."""
+    times = []
+
+    def mirror(image, rng):
+        times.append(1)
+        return image
+    monkeypatch.setattr(data, "OPERATIONS", [*data.OPERATIONS, mirror])
+    rng = np.random.default_rng(0)
+    image = Image.new("RGB", (16, 16))
+    for _ in range(400):
+        data.degrade(image, rng)
+    assert 0.4 < len(times) / 400 < 0.6
+
+
 def test_degrading_leaves_the_clean_picture_as_it_is():
     """DEPARTURE Sec. IV-A3: the release's in-place blur leaks into the first branch."""
     image = Image.fromarray(noise(0, 64, 64))
