@@ -26,6 +26,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed
 from tqdm import tqdm
@@ -160,6 +161,11 @@ def step_loss(net, batch, settings, stage):
         labels = labels.repeat(2)
         mask = mask.repeat(2, 1, 1)
     return total_loss(branches, labels, mask, variant, plan.lambdas, plan.aux)      # Eq. (19)
+
+
+def mixed_seed(*numbers):
+    """Several numbers -> one of 32 bits, all that torch's generator on the CPU looks at."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: batches
@@ -470,7 +476,7 @@ def main(argv=None):
         parallel = parallel_network(net, settings, world)
         for batch in load_batches(pairs, settings, range(iteration, end), rank, world):
             # Dropout is a function of (seed, iteration, process), so there is no state to save.
-            torch.manual_seed((settings["seed"] << 32) + iteration * world + rank)
+            torch.manual_seed(mixed_seed(settings["seed"], iteration, rank))
             for group in optimizer.param_groups:
                 group["lr"] = poly_lr(iteration - start, steps, settings["lr"])
             loss, parts = step_loss(parallel, batch, settings, stage)           # Eq. (19)

@@ -662,6 +662,16 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
         torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_dropout_is_another_one_for_another_seed_iteration_or_process():
+    """torch's generator on the CPU looks at 32 bits only: a seed above them would reach nothing."""
+    draws = set()
+    for numbers in ((0, 7, 0), (1, 7, 0), (0, 8, 0), (0, 7, 1)):
+        torch.manual_seed(train.mixed_seed(*numbers))
+        draws.add(torch.rand(1).item())
+    assert len(draws) == 4
+    assert train.mixed_seed(1, 7, 0) == train.mixed_seed(1, 7, 0) < 2 ** 32
+
+
 # train.py, then what each process drew, how it seeded dropout, and what its weights became.
 TRAIN_AND_TELL = """
 import os
