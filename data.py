@@ -427,7 +427,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         """{"clean", "degraded": (3, S, S) uint8, "mask": (S, S) uint8, "label": int}"""
         video, rng = self.draw(n)
         frames = self.frames[video.key]
-        frame = frames[rng.permutation(len(frames))[0]]
+        frame = frames[rng.integers(len(frames))]
         clean = read_face(frame, self.size)
         degraded = degrade(clean, rng)
         mask = np.zeros((self.size, self.size), np.uint8)       # Sec. III-E: all zeros for a real

@@ -642,6 +642,18 @@ def test_a_sample_is_a_function_of_seed_and_number_whatever_the_workers(masked_v
         assert torch.equal(second[name][0], alone[5][name])
 
 
+def test_every_frame_of_a_video_is_drawn_about_as_often(masked_videos):
+    """Sec. IV-A3: an epoch takes one random frame of each listed video."""
+    pairs = data.TrainingPairs(masked_videos[:1], 48)
+    frames = masked_videos[0].frames
+    pictures = [data.to_tensor(data.read_face(frame, 48)) for frame in frames]
+    times = [0] * len(frames)
+    for n in range(120):
+        clean = pairs[n]["clean"]
+        times[[torch.equal(clean, picture) for picture in pictures].index(True)] += 1
+    assert min(times) > 0.6 * 120 / len(frames)
+
+
 def test_another_seed_draws_in_another_order_and_degrades_in_another_way(masked_videos):
     orders = []
     degraded = []
