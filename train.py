@@ -517,9 +517,9 @@ def main(argv=None):
 def finish(run, settings):
     """The demo's test table; for FF++ the command that makes one."""
     best = run.folder / "best.pt"
-    if settings["data"] == "ff++":
-        print(f"done; test it: python evaluate.py --checkpoint {best} --data ff++ --root "
-              f"{settings['root']} --quality {settings['quality']}")
+    if settings["data"] != "demo":
+        print(f"done; test it: python evaluate.py --checkpoint {best} --data {settings['data']} "
+              f"--root {settings['root']} --quality {settings['quality']}")
         return
     net, _ = load_network(best, settings["device"])
     results = []

@@ -366,6 +366,24 @@ def test_a_fake_frame_is_drawn_where_it_has_a_mask_and_a_real_one_always(masked_
     assert data.drawable_frames(videos[0], "ssim") == videos[0].frames
 
 
+def test_another_data_set_needs_its_folders_and_its_split_only(monkeypatch, tmp_path):
+    """README, 'Where to start changing things': its fakes are fakes, though none has a twin."""
+    for folder in ("real", "Forged"):
+        (tmp_path / folder / "faces" / "7").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / folder / "faces" / "7" / "0.png")
+
+    def folders(dataset, root, quality):
+        return {"real": tmp_path / "real", "Forged": tmp_path / "Forged"}
+    monkeypatch.setattr(data, "method_folders", folders)
+    splits = {("real", "7"): "test", ("Forged", "7"): "test"}
+    monkeypatch.setattr(data, "official_split", lambda dataset, root: splits)
+    monkeypatch.setitem(data.ROOTS, "mine", str(tmp_path))
+    videos = data.list_videos("mine", tmp_path, "c23", "test")
+    assert [(video.method, video.label) for video in videos] == [("real", 0), ("Forged", 1)]
+    frames = data.TestFrames(videos, 32)
+    assert [frames[n]["has_mask"] for n in range(2)] == [False, False]
+
+
 # ---------------------------------------------------------------- no videos: what to do
 def touch(path):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ import data
 import evaluate
 import train
 from losses import VARIANTS, total_loss
-from model import LiSiam, XceptionClassifier, load_network
+from model import LiSiam, XceptionClassifier, build_network, load_network
 
 SMALL = ["--width", "0.02", "--size", "48", "--batch-size", "4", "--pretrained", "none",
          "--workers", "0", "--device", "cpu"]
@@ -96,6 +96,17 @@ def stopped(capsys, *arguments):
 
 
 # ---------------------------------------------------------------- Sec. IV-B: the settings
+def test_a_new_row_of_variants_and_a_new_data_set_are_flags_at_once(monkeypatch):
+    """README, 'Where to start changing things': a row says itself whether it has a transformer."""
+    row = VARIANTS["A"]._replace(transformer=False)
+    monkeypatch.setitem(VARIANTS, "H", row)
+    monkeypatch.setattr(data, "TRAINABLE", (*data.TRAINABLE, "mine"))
+    monkeypatch.setitem(data.ROOTS, "mine", "somewhere")
+    settings = train.parse_arguments(["--data", "mine", "--variant", "H", "--width", "0.02"])
+    assert build_network(settings).f_mt is None
+    assert settings["root"] == "somewhere"
+
+
 def test_the_defaults_are_the_papers_numbers():
     """Sec. IV-B: 146k, 16k, 324k iterations of 32 pairs, rate 0.002; III-E: 299 px, lambdas 1."""
     settings = train.parse_arguments(["--data", "ff++"])
