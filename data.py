@@ -13,14 +13,21 @@ Read beside Sec. IV-A, Fig. 4.
     python data.py check --data ff++ [--root DIR] [--quality c23]    what is missing or broken
 """
 
+import signal
+
+if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import collections
 import functools
 import io
 import json
 import os
+import re
 import secrets
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,8 +69,9 @@ def write_whole(path, content):
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(part, "xb")
     try:
-        with open(part, "xb") as file:
+        with file:
             file.write(content)
         os.replace(part, path)
     except OSError as error:                    # a full disk
@@ -73,12 +81,15 @@ def write_whole(path, content):
 
 def run(main, advice):
     """A script's last line: main(), where Ctrl-C and errors of disk and files end in a sentence."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):     # a file's name may hold what cannot be printed
         stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:
         stop(f"stopped by Ctrl-C; {advice}")
+    except torch.OutOfMemoryError:
+        stop(f"the GPU's memory is full: choose a smaller --batch-size; {advice}")
     except OSError as error:
         stop(f"{error.filename or 'output'}: {error.strerror or error}; {advice}")
 
@@ -90,6 +101,13 @@ def whole_number(lowest):
             raise argparse.ArgumentTypeError(f"must be at least {lowest}")
         return int(text)
     return number
+
+
+def some_path(text):
+    """An argparse type: a path, as --json "" would be taken for the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
 
 
 def new_parser(description):
@@ -164,14 +182,23 @@ def official_split(dataset, root):
     splits = {}
     for split in ("train", "val", "test"):
         pairs = [pair.split("_") for pair in FFPP_PAIRS[split].split()]
-        if dataset == "demo":                   # in the format that FF++ publishes its split in
-            path = Path(root) / "splits" / f"{split}.json"
-            pairs = json.loads(path.read_text()) if path.exists() else []
+        if dataset == "demo":
+            pairs = demo_pairs(Path(root) / "splits" / f"{split}.json")
         for a, b in pairs:                      # two real videos, and the fakes made of them
             splits["real", a] = splits["real", b] = split
             for method in METHODS:
                 splits[method, f"{a}_{b}"] = splits[method, f"{b}_{a}"] = split
     return splits
+
+
+def demo_pairs(path):
+    """[["000", "001"], ...]: the demo's, in the format that FF++ publishes its own in."""
+    if not path.exists():
+        return []
+    try:
+        return [(str(a), str(b)) for a, b in json.loads(path.read_text())]
+    except (ValueError, TypeError):
+        stop(f"{path} is damaged; delete the demo, and python train.py --data demo draws it again")
 
 
 def celeb_test_list(root):
@@ -249,11 +276,17 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     videos = list_videos(dataset, root, quality, split, mask)
     if videos:
         return videos
-    folders = method_folders(dataset, root, quality).values()
+    folders = method_folders(dataset, root, quality)
     others = [other for other in QUALITIES if list_videos(dataset, root, other, split, mask)]
-    if any(visible(folder, "*.mp4") or visible(folder / "videos") for folder in folders):
+    splits = official_split(dataset, root)
+    uncut = []
+    for method, folder in folders.items():
+        for video in visible(folder, "*.mp4") + visible(folder / "videos", "*.mp4"):
+            if splits.get((method, video.stem)) == split:
+                uncut.append(video)
+    if uncut:
         advice = f"cut the videos first: python data.py faces --data {dataset} --root {root}"
-    elif any(visible(crops_folder(folder, mask)) for folder in folders):
+    elif any(visible(crops_folder(folder, mask)) for folder in folders.values()):
         advice = f"none of the videos there is in the {split} split: download more"
     elif others:
         advice = f"there are crops of {', '.join(others)}: choose that --quality, or download more"
@@ -262,7 +295,7 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     else:
         advice = ("ask for it at github.com/ondyari/FaceForensics (Celeb-DF: see README), then "
                   "python data.py faces; python train.py --data demo needs nothing")
-    place = crops_folder(next(iter(folders)), mask)
+    place = crops_folder(next(iter(folders.values())), mask)
     stop(f"no {dataset} face crops for the {split} split: looked for {place}/<video>/<frame>.png; "
          + advice)
 
@@ -319,7 +352,7 @@ def read_face(path, size):
 def read_mask(path, size):
     """X_gt as (size, size) uint8, 1 = manipulated; on disk white is. Nearest keeps it binary."""
     mask = read_image(path).convert("L")
-    if mask.getextrema() == (0, 1):
+    if mask.getextrema()[1] == 1:
         raise ValueError(f"{path} holds 0 and 1; on disk a mask is 0 and 255")
     mask = mask.resize((size, size), Image.Resampling.NEAREST)
     return (np.asarray(mask) > 127).astype(np.uint8)
@@ -454,6 +487,7 @@ def evenly_spread(items, count):
 class TestFrames(torch.utils.data.Dataset):
     """Every frame of the videos, in order, as it is on disk, and its mask where there is one.
 
+    mask: ssim, diff, given, or None where none is looked for.
     limit: at most so many frames a video. degradation: what to do to each picture first, for
     evaluate.py's sweep. Items: {"image": (3, S, S) uint8, "mask": (S, S) uint8, "has_mask": bool,
     "video": index into videos}.
@@ -467,7 +501,7 @@ class TestFrames(torch.utils.data.Dataset):
         self.items = []                         # (video's index, frame, its mask or None)
         for index, video in enumerate(videos):
             masked = set()
-            if video.label and video.dataset in TRAINABLE:
+            if mask and video.label and video.dataset in TRAINABLE:
                 masked = set(drawable_frames(video, mask))
             for frame in evenly_spread(video.frames, limit or len(video.frames)):
                 path = mask_path(frame, mask) if frame in masked else None
@@ -484,6 +518,15 @@ class TestFrames(torch.utils.data.Dataset):
         mask = read_mask(path, self.size) if path else np.zeros((self.size, self.size), np.uint8)
         return {"image": to_tensor(image), "mask": torch.from_numpy(mask), "video": index,
                 "has_mask": path is not None}
+
+
+def each_batch(loader):
+    """The batches of a DataLoader; a picture that broke since the start ends in its sentence."""
+    try:
+        yield from loader
+    except ValueError as error:                 # from a loading process, behind its traceback
+        stop(str(error).splitlines()[-1].removeprefix("ValueError: ") + "; replace it, then run "
+             "again (train.py: with --resume)")
 
 
 # ---------------------------------------------------------------- is every picture whole?
@@ -530,11 +573,17 @@ def ffmpeg():
 
 
 def count_frames(video):
-    """How many frames a video has, by decoding all of it: headers can lie."""
-    try:
-        return ffmpeg().count_frames_and_secs(str(video))[0]
-    except RuntimeError:
-        raise ValueError(f"{video} cannot be decoded; download it again") from None
+    """How many frames a video has, by decoding all of it: headers can lie.
+
+    -xerror: a damaged file would else pass for a shorter one.
+    """
+    command = [ffmpeg().get_ffmpeg_exe(), "-nostdin", "-xerror", "-i", str(video)]
+    command += ["-map", "0:v:0", "-f", "null", "-"]
+    done = subprocess.run(command, capture_output=True)
+    counts = re.findall(rb"frame= *([0-9]+)", done.stderr)
+    if done.returncode != 0 or not counts:
+        raise ValueError(f"{video} cannot be decoded; download it again")
+    return int(counts[-1])
 
 
 def read_frames(video, wanted):
@@ -680,9 +729,15 @@ def boxes_of(job):
     then the crops.
     """
     if job.boxes.exists():
+        boxes = {}
         try:
-            kept = json.loads(job.boxes.read_text())
-            return {int(index): [int(number) for number in box] for index, box in kept.items()}
+            for index, box in json.loads(job.boxes.read_text()).items():
+                x, y, side, width = box
+                is_whole = all(type(number) is int for number in box)
+                if not is_whole or not (0 <= x < x + side <= width and 0 <= y):
+                    raise ValueError("no box inside the frame")
+                boxes[int(index)] = (x, y, side, width)
+            return boxes
         except (ValueError, TypeError, AttributeError):
             raise ValueError(f"{job.boxes} is damaged; delete it") from None
     for _, folder in job.outputs:
@@ -693,7 +748,7 @@ def boxes_of(job):
             shutil.rmtree(folder)
     wanted = evenly_spread(range(count_frames(job.source)), job.count)
     boxes = find_boxes(read_frames(job.source, wanted), load_detector())
-    if len(boxes) < len(wanted):
+    if not boxes or len(boxes) < len(wanted):
         what = "no face" if not boxes else "damaged"
         raise ValueError(f"{job.source}: {what} in {len(wanted)} frames")
     write_whole(job.boxes, json.dumps(boxes).encode())
@@ -725,13 +780,17 @@ def faces(dataset, root, workers):
     jobs = face_jobs(dataset, root)
     if not jobs:
         stop(f"no videos under {root}; expected the official layout, as in README, 'Prepare'")
+    folders = [folder for job in jobs for _, folder in job.outputs]
+    foreign = [folder for folder in folders if visible(folder, "*.png")]
+    if foreign and not (Path(root) / "boxes").is_dir():
+        stop(f"{foreign[0]} was not cut here (there is no {Path(root) / 'boxes'}); move such crops "
+             "away, as the faces of one tree must be cut alike")
     load_detector()                             # a missing package is said before the work
     ffmpeg()
     singles = [(job,) for job in jobs]
     sentences = sum(in_threads(cut_job, singles, workers, "videos with their fakes"), [])
     for sentence in sentences:
         print(sentence, file=sys.stderr)
-    folders = [folder for job in jobs for _, folder in job.outputs]
     done = sum(1 for folder in folders if visible(folder, "*.png"))
     print(f"{done} of {len(folders)} videos have face crops now")
     if done < len(folders):
@@ -817,7 +876,8 @@ def main():
                       help="default %(default)s")
     for command in (cut, look):
         command.error = stop
-        command.add_argument("--root", help="folder of the data set, default datasets/...")
+        command.add_argument("--root", type=some_path,
+                             help="folder of the data set, default datasets/...")
         command.add_argument("--workers", type=whole_number(1), default=os.cpu_count(),
                              help="threads, default %(default)s")
     args = parser.parse_args()

@@ -6,7 +6,8 @@ Read beside Sec. IV-A4 and IV-C to IV-G.
   frame level   frame_acc, _auc   every frame for itself (Tables I, III, VI)
   video level   video_acc, _auc   the mean P(fake) of a video's frames (Tables II, IV, V, VI, VII)
   alpha         score             P(fake) = 1 - P(real) after softmax; serves two classes and five
-                iou, pixel_auc    the forgery map against X_gt on fake frames (not in the paper)
+                iou, pixel_auc    the forgery map against X_gt on fake frames, beside what one
+                                  constant mask reaches (not in the paper)
 Accuracy is at P(fake) > 0.5. FF++'s test set has four fakes to each real: "all fake" scores 80 %,
 so the accuracies of both classes stand beside it. AUC is n/a where only one class is there.
 
@@ -16,9 +17,16 @@ so the accuracies of both classes stand beside it. AUC is n/a where only one cla
     python evaluate.py --checkpoint runs/NAME/best.pt --image photo.jpg ... | --video clip.mp4
 """
 
+import signal
+
+if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import collections
 import functools
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +38,11 @@ from tqdm import tqdm
 
 import data
 import masks
-from model import XceptionClassifier, load_network, to_input
+from model import XceptionClassifier, autocast, load_network, to_input
 
 LEVELS = 1000           # the map's P(fake) in steps of 0.001: pixel AUC needs counts, not pixels
+THRESHOLDS = np.arange(1, 20) / 20      # 0.05, 0.10, ... 0.95
+MIDDLE = 9                              # THRESHOLDS[9] is 0.5
 
 
 # ---------------------------------------------------------------- Sec. IV-A4: metrics
@@ -116,20 +126,6 @@ def intervals(labels, scores, video, repeats=1000):
     return dict(zip(("frame_acc", "frame_auc", "video_acc", "video_auc"), bounds))
 
 
-def roc(labels, scores):
-    """The ROC curve: [[false positive rates], [true positive rates]]; None without both classes."""
-    is_fake = np.asarray(labels) == 1
-    if is_fake.all() or not is_fake.any():
-        return None
-    falling = np.argsort(-np.asarray(scores), kind="stable")    # the most suspicious first
-    is_end_of_tie = np.append(np.diff(np.asarray(scores)[falling]) != 0, True)
-    rates = []
-    for chosen in (~is_fake, is_fake):
-        counts = np.cumsum(chosen[falling])[is_end_of_tie]
-        rates.append([0.0, *(counts / chosen.sum()).tolist()])
-    return rates
-
-
 # ---------------------------------------------------------------- one pass over the frames
 def look(net, images):
     """Eq. (1) on (B, 3, S, S) uint8 -> P(fake) (B,), the map's P(fake) (B, S, S); baseline: None.
@@ -159,49 +155,70 @@ def count_levels(probs, mask):
     return counts.view(B, 2, LEVELS)
 
 
+def map_numbers(counts):
+    """count_levels (B, 2, LEVELS) -> iou (B, 19) at THRESHOLDS, marked (B,), inside (B,).
+
+    marked: the share of the picture at 0.5 or more; inside: the share of that which is forged.
+    """
+    above = counts.flip(2).cumsum(2).flip(2)                    # pixels at this level or above it
+    above = above[:, :, LEVELS // 20::LEVELS // 20].double()    # (B, 2, 19) at THRESHOLDS
+    forged = counts[:, 1].sum(dim=1, keepdim=True)              # (B, 1)
+    iou = above[:, 1] / (forged + above[:, 0])
+    area = above[:, :, MIDDLE].sum(dim=1)
+    return iou, area / counts.sum(dim=(1, 2)), above[:, 1, MIDDLE] / area
+
+
 @torch.inference_mode()
-def predict(net, videos, settings, limit=None, title="frames", degradation=None,
-            with_features=False):
+def predict(net, videos, settings, limit=None, title="frames", degradation=None, keep=()):
     """Every frame of the videos through Eq. (1), in eval mode, which stays on.
 
     settings: "size", "mask", "batch_size", "workers", "device". limit, degradation: see
     data.TestFrames. Returns NumPy arrays over the n frames:
-      score (n,) P(fake); video (n,) index into videos; has_mask (n,)
-      iou (n,) of the map above 0.5 and the mask; NaN without mask or map
-      levels (videos, 2, LEVELS) count_levels summed over the frames that have a mask
-      features (n, channels) on demand: pooled Z, or the baseline's pooled last map
+      score (n,) P(fake); video (n,) index into videos; has_mask (n,) bool
+      of the map, which the baseline lacks: iou, marked, inside as map_numbers has them, NaN where
+      a frame has no mask; levels (videos, 2, LEVELS), count_levels of the frames that have one
+    and what `keep` asks for: "features" (n, channels), pooled Z or the baseline's pooled last map;
+    "masks", "marks" (n, P) bool, mask and map of 0.5 or more on a grid of about 100 x 100 pixels.
     """
     device = settings["device"]
-    frames = data.TestFrames(videos, settings["size"], settings["mask"], limit, degradation)
+    step = max(1, settings["size"] // 75)
+    mask = None if isinstance(net, XceptionClassifier) else settings["mask"]
+    frames = data.TestFrames(videos, settings["size"], mask, limit, degradation)
     loader = torch.utils.data.DataLoader(
         frames, settings["batch_size"], num_workers=settings["workers"],
         pin_memory=device == "cuda", generator=torch.Generator())
     levels = torch.zeros(len(videos), 2, LEVELS, dtype=torch.int64, device=device)
-    found = {"score": [], "video": [], "has_mask": [], "iou": []}
-    pooled = []
-    hook = pool_features(net, pooled) if with_features else None
+    found = collections.defaultdict(list)
+    hook = pool_features(net, found["features"]) if "features" in keep else None
     net.eval()
-    for batch in tqdm(loader, title, leave=False):
-        images = batch["image"].to(device, non_blocking=True)
-        has_mask = batch["has_mask"].to(device, non_blocking=True)
-        video = batch["video"].to(device, non_blocking=True)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    for batch in data.each_batch(tqdm(loader, title, leave=False)):
+        images, mask, video, has_mask = [batch[name].to(device, non_blocking=True)
+                                         for name in ("image", "mask", "video", "has_mask")]
+        with autocast(device):
             score, probs = look(net, images)
-        iou = torch.full_like(score, float("nan"))
-        if probs is not None:
-            counts = count_levels(probs, batch["mask"].to(device, non_blocking=True))
-            levels.index_add_(0, video, counts * has_mask[:, None, None])
-            marked = counts[:, :, LEVELS // 2:].sum(dim=2)      # (B, 2) untouched, forged pixels
-            union = counts[:, 1].sum(dim=1) + marked[:, 0]
-            iou = (marked[:, 1] / union.double()).masked_fill(~has_mask, float("nan"))
-        for name, value in zip(found, (score, video, has_mask, iou)):
-            found[name].append(value)
+        found["score"].append(score)
+        found["video"].append(video)
+        found["has_mask"].append(has_mask)
+        if "masks" in keep:
+            found["masks"].append(mask[:, ::step, ::step].flatten(1).bool())
+        if probs is None:                       # the baseline has no map
+            continue
+        if "marks" in keep:
+            found["marks"].append((probs >= 0.5)[:, ::step, ::step].flatten(1))
+        counts = count_levels(probs, mask)
+        levels.index_add_(0, video, counts * has_mask[:, None, None])
+        iou, marked, inside = map_numbers(counts)
+        found["iou"].append(iou.masked_fill(~has_mask[:, None], float("nan")))
+        found["marked"].append(marked)
+        found["inside"].append(inside.masked_fill(~has_mask, float("nan")))
     if hook:
         hook.remove()
     # Nothing was copied back until here, so a GPU was never waited for.
     arrays = {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
     arrays["levels"] = levels.cpu().numpy()
-    arrays["features"] = torch.cat(pooled).cpu().numpy() if pooled else None
+    if not np.isfinite(arrays["score"]).all():
+        data.stop("the network's scores are no finite numbers: its weights or BatchNorm statistics "
+                  "are damaged")
     return arrays
 
 
@@ -230,39 +247,97 @@ def summarize(found, videos, method=None):
         row[f"{level}_auc"] = auc(truth, score)
         row[f"{level}_acc_real"] = accuracy(truth, score, of=0)
         row[f"{level}_acc_fake"] = accuracy(truth, score, of=1)
-    iou = found["iou"][frames]
-    row["masked_frames"] = int((~np.isnan(iou)).sum())
-    row["iou"] = float(np.nanmean(iou)) if row["masked_frames"] else None
+    row["masked_frames"] = int((frames & found["has_mask"]).sum())
+    if "iou" not in found:                      # the baseline has no map
+        return {**row, "iou": None, "iou_by_threshold": None, "inside": None, "marked_real": None,
+                "pixel_auc": None}
+    row["iou_by_threshold"] = [mean_or_none(column) for column in found["iou"][frames].T]
+    row["iou"] = row["iou_by_threshold"][MIDDLE]
+    row["inside"] = mean_or_none(found["inside"][frames])
+    row["marked_real"] = mean_or_none(found["marked"][frames & (labels[found["video"]] == 0)])
     row["pixel_auc"] = auc_of_counts(*found["levels"][wanted].sum(axis=0))
     return row
+
+
+def best_threshold(row):
+    """The threshold at which the map of a row of summarize fits the masks best; 0.5 without any."""
+    numbers = row["iou_by_threshold"]
+    if not numbers or None in numbers:
+        return 0.5
+    return float(THRESHOLDS[np.argmax(numbers)])
+
+
+def mean_or_none(values):
+    """The mean of the numbers that are not NaN; None without any."""
+    count = int((~np.isnan(values)).sum())
+    return float(np.nansum(values) / count) if count else None
+
+
+def overlap(masks, others):
+    """Mean IoU of (n, P) bool masks and (n, P) others, or one (P,); None where all are empty."""
+    union = (masks | others).sum(axis=1)
+    both = (masks & others).sum(axis=1)
+    return mean_or_none(both[union > 0] / union[union > 0])
+
+
+def constant_mask(masks):
+    """What one and the same mask reaches on (n, P) bool masks: {"iou_constant", ...}.
+
+    Of all level sets of their mean the one with the highest mean IoU; and the mean as a map. Taken
+    from the very frames it is compared on, it knows all but the single frame: a map that does not
+    beat it has found nothing in the picture.
+    """
+    best = {"iou_constant": None, "inside_constant": None, "pixel_auc_constant": None}
+    if not masks.any():
+        return best
+    share = masks.mean(axis=0)                  # of the frames, how many are forged at a pixel
+    for threshold in THRESHOLDS[THRESHOLDS < share.max()]:
+        constant = share > threshold
+        iou = overlap(masks, constant)
+        if best["iou_constant"] is None or iou > best["iou_constant"]:
+            best["iou_constant"] = iou
+            best["inside_constant"] = float(masks[:, constant].mean())
+    levels, place = np.unique(share, return_inverse=True)
+    pixels = np.bincount(place)                 # how many have each share
+    best["pixel_auc_constant"] = auc_of_counts(pixels * (1 - levels), pixels * levels)
+    return best
 
 
 def evaluate(net, settings, dataset, root, quality, split="test", limit=None):
     """One network on one data set, quality (None: Celeb-DF) and split: what --json writes.
 
-    Numbers over all frames and for each method, intervals, ROC curves.
+    Numbers over all frames and for each method, constant masks, intervals.
     """
     videos = data.require_videos(dataset, root, quality, split, settings["mask"])
-    found = predict(net, videos, settings, limit, title=f"{dataset} {quality or ''} {split}")
+    title = f"{dataset} {quality or ''} {split}"
+    found = predict(net, videos, settings, limit, title, keep=("masks",))
+    of_method = np.array([videos[index].method for index in found["video"]])
     methods = {}
-    for video in videos:
-        if video.label and video.method not in methods:
-            methods[video.method] = summarize(found, videos, video.method)
+    for method in dict.fromkeys(video.method for video in videos if video.label):
+        chosen = found["has_mask"] & (of_method == method)
+        methods[method] = {**summarize(found, videos, method),
+                           **constant_mask(found["masks"][chosen])}
+    for row in methods.values():
+        row["iou_constant_each"] = row["iou_constant"]
+    whole = {**summarize(found, videos), **constant_mask(found["masks"][found["has_mask"]])}
+    each = [row["iou_constant"] for row in methods.values() if row["iou_constant"] is not None]
+    whole["iou_constant_each"] = float(np.mean(each)) if each else None
     labels = np.array([video.label for video in videos])
-    means, indices = video_scores(found["score"], found["video"])
-    frame_labels = labels[found["video"]]
     return {"data": dataset, "quality": quality, "split": split, "limit": limit,
-            "mask": settings["mask"], **summarize(found, videos), "methods": methods,
-            "intervals": intervals(frame_labels, found["score"], found["video"]),
-            "roc": {"frame": roc(frame_labels, found["score"]),
-                    "video": roc(labels[indices], means)}}
+            "mask": settings["mask"], "threshold": settings["threshold"],
+            **whole, "methods": methods,
+            "intervals": intervals(labels[found["video"]], found["score"], found["video"])}
 
 
 # ---------------------------------------------------------------- tables
 COLUMNS = {"frames": "frames", "videos": "videos", "frame_acc": "Acc frame",
            "frame_auc": "AUC frame", "video_acc": "Acc video", "video_auc": "AUC video",
-           "frame_acc_real": "Acc real", "frame_acc_fake": "Acc fake",      # of frames
-           "iou": "IoU", "pixel_auc": "AUC pixel"}
+           "frame_acc_real": "Acc real", "frame_acc_fake": "Acc fake"}      # of frames
+MAP_COLUMNS = {"masked_frames": "frames", "iou": "IoU", "iou_val": "IoU, val's threshold",
+               "iou_constant": "IoU of a constant mask", "iou_constant_each": "one a method",
+               "pixel_auc": "AUC pixel", "pixel_auc_constant": "of the mean mask",
+               "inside": "marked and forged", "inside_constant": "of a constant mask",
+               "marked_real": "marked of reals"}
 
 
 def show(value):
@@ -293,21 +368,41 @@ def model_name(settings):
 
 
 def table(results):
-    """A run's results of evaluate -> a Markdown table: a row for all methods, and one for each."""
-    rows = []
+    """A run's results of evaluate -> two Markdown tables, of the decision and of the map.
+
+    A row for all fakes, and one for each method's; notes below.
+    """
+    decisions = []
+    maps = []
     notes = []
     for result in results:
         name = f"{test_set(result)} {result['split']}"
         for method, row in {"all": result, **result["methods"]}.items():
-            rows.append([name, method, *(show(row[column]) for column in COLUMNS)])
+            decisions.append([name, method, *(show(row[column]) for column in COLUMNS)])
+            if row["iou"] is not None:
+                place = round(20 * result["threshold"]) - 1
+                row = {**row, "iou_val": row["iou_by_threshold"][place]}
+                maps.append([name, method, *(show(row[column]) for column in MAP_COLUMNS)])
         if result["intervals"]:
             spans = [f"{COLUMNS[column]} {low:.3f} to {high:.3f}"
                      for column, (low, high) in result["intervals"].items()]
             notes.append(f"{name}, 95 % intervals over videos: {', '.join(spans)}")
-    if any(result["iou"] is None for result in results):
-        notes.append("IoU and pixel AUC are n/a for the baseline, and without masks on disk "
-                     "(python masks.py; Celeb-DF has none)")
-    return "\n".join([markdown(["test set", "fakes", *COLUMNS.values()], rows), *notes])
+    text = [markdown(["test set", "fakes", *COLUMNS.values()], decisions), *notes]
+    if maps:
+        text += ["", markdown(["test set", "fakes", *MAP_COLUMNS.values()], maps)]
+        text.append("A map finds forgeries as far as it beats the constant mask: the best single "
+                    "mask for all frames of a row, or one a method, taken from these very frames.")
+    return "\n".join(text)
+
+
+def print_tables(paths):
+    for path in paths:
+        try:
+            tables([path])
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            data.stop(f"{path} is no result of evaluate.py --json ({type(error).__name__}); make "
+                      "one with --checkpoint ... --json FILE")
+    print(tables(paths))
 
 
 def tables(paths):
@@ -318,39 +413,45 @@ def tables(paths):
     """
     runs = []
     for path in paths:
-        try:
-            for run in json.loads(Path(path).read_text()):
-                runs.append((run["settings"], run["results"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            data.stop(f"{path} is no result of evaluate.py --json ({type(error).__name__}); make one "
-                      "with --checkpoint ... --json FILE")
-    compared = ("iterations", "batch_size", "width", "size", "optimizer", "lr", "lambdas", "aux",
-                "pretrained")
-    groups = {}
-    for settings, results in runs:
-        name = model_name(settings)
-        for key in compared:
-            if any(other[key] != settings[key] for other, _ in runs):
-                name += f", {key} {settings[key]}"
-        for result in results:
-            trained = f"{settings['data']} {settings['quality']}"
-            where = f"{test_set(result)} {result['split']}"
-            if result["limit"]:
-                where += f", {result['limit']} frames a video"
-            group = groups.setdefault((name, trained, where), {})
-            group[settings["seed"], settings["out"]] = result       # the same run twice counts once
-    columns = ("frame_acc", "frame_auc", "video_acc", "video_auc", "iou")
+        runs += json.loads(Path(path).read_text())
+    names = {**COLUMNS, **MAP_COLUMNS, "agreement": "agreement of maps"}
+    columns = ("frame_acc", "frame_auc", "video_acc", "video_auc", "iou", "iou_constant_each",
+               "marked_real", "agreement")
+    varied = []
+    for key in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux", "pretrained"):
+        if any(run["settings"][key] != runs[0]["settings"][key] for run in runs):
+            varied.append(key)
+    groups = {}                                 # {(model, trained on, tested on): {run: numbers}}
+    for run in runs:
+        settings = run["settings"]
+        model = ", ".join([model_name(settings), *(f"{key} {settings[key]}" for key in varied)])
+        trained = f"{settings['data']} {settings['quality']}"
+        tested = []
+        for row in run["results"]:
+            where = f"{test_set(row)} {row['split']}"
+            if row["limit"]:
+                where += f", {row['limit']} frames a video"
+            if row["mask"] != settings["mask"]:
+                where += f", {row['mask']} masks"
+            tested.append((where, row))
+        for row in run.get("sweep", []):
+            where = f"{test_set(run['results'][0])}, {row['operation']} {row['strength']:.3g}"
+            tested.append((where, row))
+        for where, row in tested:               # the same run in two files counts once
+            group = groups.setdefault((model, trained, where), {})
+            group[settings["seed"], settings["out"]] = row
     rows = []
-    for (name, trained, where), results in sorted(groups.items()):
+    for key, group in groups.items():
         cells = []
         for column in columns:
-            values = [100 * row[column] for row in results.values() if row[column] is not None]
+            values = [row.get(column) for row in group.values()]
+            values = [100 * value for value in values if value is not None]
             cell = f"{np.mean(values):.2f}" if values else "n/a"
             if len(values) > 1:
                 cell += f" ± {np.std(values, ddof=1):.2f}"
             cells.append(cell)
-        rows.append([name, trained, where, str(len(results)), *cells])
-    head = ["model", "trained on", "tested on", "runs", *(COLUMNS[column] for column in columns)]
+        rows.append([*key, str(len(group)), *cells])
+    head = ["model", "trained on", "tested on", "runs", *(names[column] for column in columns)]
     return markdown(head, rows)
 
 
@@ -386,21 +487,18 @@ def sheet(title, columns, rows, side=128):
     return picture
 
 
-def pyplot():
-    """matplotlib, an optional package, for diagrams; None and a line where it is missing."""
+def matplotlib_figure():
+    """The class of figures of matplotlib, an optional package; None and a line without it."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure    # without pyplot: no screen, nothing to close
     except ImportError:
         print("diagrams are not drawn: they need an optional package, pip install matplotlib")
         return None
-    matplotlib.use("Agg")                       # files only, no screen
-    from matplotlib import pyplot
-    return pyplot
+    return Figure
 
 
 def save_figure(figure, path):
     figure.savefig(path, dpi=100, bbox_inches="tight")
-    figure.clear()
     print(f"drawn: {path}")
 
 
@@ -426,21 +524,22 @@ def panel(net, batch, device, path):
 
 def training_curves(folder):
     """curves.png of a run's log.jsonl: the losses through the stages, and what validation gave."""
-    plt = pyplot()
+    Figure = matplotlib_figure()
     whole, _, _ = (folder / "log.jsonl").read_text().rpartition("\n")
     lines = [json.loads(line) for line in whole.splitlines()]
     steps = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "val" in line]
-    if plt is None or not steps:
+    if Figure is None or not steps:
         return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
+    figure = Figure(figsize=(12, 4))
+    left, right = figure.subplots(1, 2)
     for name in ("loss", "li", "cls", "seg", "aux"):
         points = [(line["iteration"], line[name]) for line in steps if name in line]
         if points:
             left.plot(*zip(*points), ".", markersize=3, label=name)
     for name in ("frame_auc", "video_auc", "iou"):
         points = [(line["iteration"], line["val"][name]) for line in checks]
-        right.plot(*zip(*points) if points else ([], []), label=COLUMNS[name])
+        right.plot(*zip(*points) if points else ([], []), label=name)
     middle = [line["iteration"] for line in steps if line["stage"] == 2]
     if middle:
         left.axvspan(middle[0], middle[-1], color="0.9", label="stage 2")
@@ -449,21 +548,6 @@ def training_curves(folder):
     for axes in (left, right):
         axes.legend()
     save_figure(figure, folder / "curves.png")
-
-
-def roc_curves(plt, runs, path):
-    """runs [(name, results)] -> the ROC curves by frame and by video, one for each test set."""
-    figure, both = plt.subplots(1, 2, figsize=(12, 5))
-    for axes, level in zip(both, ("frame", "video")):
-        for name, results in runs:
-            for result in results:
-                if result["roc"][level]:
-                    label = f"{name}, {test_set(result)}: {result[f'{level}_auc']:.3f}"
-                    axes.plot(*result["roc"][level], label=label)
-        axes.plot((0, 1), (0, 1), "--", color="grey", label="chance: 0.5")
-        axes.set(title=f"ROC by {level}", xlabel="reals called fake", ylabel="fakes called fake")
-        axes.legend()
-    save_figure(figure, path)
 
 
 # ---------------------------------------------------------------- robustness: a sweep
@@ -476,22 +560,31 @@ SWEEP = (       # name, operation, its argument, strengths from none to much, th
 )
 
 
+SWEEP_COLUMNS = {"frame_auc": "AUC frame", "video_auc": "AUC video", "iou": "IoU",
+                 "agreement": "IoU with the map of the frame as it is"}
+
+
 def sweep(net, settings, videos, limit=None):
     """One network while the pictures get worse: [{"operation", "strength", "frame_auc", ...}]."""
+    as_it_is = predict(net, videos, settings, limit, "as it is", keep=("marks",))
+    fakes = np.array([video.label for video in videos])[as_it_is["video"]] == 1
     rows = []
     for name, operation, argument, strengths, _ in SWEEP:
         for strength in strengths:
             degradation = functools.partial(operation, **{argument: strength})
-            found = predict(net, videos, settings, limit, f"{name} {strength:.3g}", degradation)
-            row = summarize(found, videos)
-            rows.append({"operation": name, "strength": strength, "frame_auc": row["frame_auc"],
-                         "video_auc": row["video_auc"], "iou": row["iou"]})
+            found = predict(net, videos, settings, limit, f"{name} {strength:.3g}", degradation,
+                            keep=("marks",))
+            row = {"agreement": None, **summarize(found, videos)}
+            if "marks" in found:
+                row["agreement"] = overlap(found["marks"][fakes], as_it_is["marks"][fakes])
+            numbers = {column: row[column] for column in SWEEP_COLUMNS}
+            rows.append({"operation": name, "strength": strength, **numbers})
     return rows
 
 
-def sweep_plot(plt, title, sweeps, path):
+def sweep_plot(figure, title, sweeps, path):
     """sweeps [(name, rows of sweep)] -> a diagram for each operation; worse to the right."""
-    figure, all_axes = plt.subplots(1, len(SWEEP), figsize=(6 * len(SWEEP), 4.5))
+    all_axes = figure.subplots(1, len(SWEEP))
     for axes, (operation, _, _, strengths, trained) in zip(all_axes, SWEEP):
         axes.axvspan(*trained, color="0.92", label="range of the training's degraded copies")
         for number, (name, rows) in enumerate(sweeps):
@@ -500,7 +593,7 @@ def sweep_plot(plt, title, sweeps, path):
                 values = [row[column] for row in rows]
                 if None not in values:
                     axes.plot(strengths, values, style, color=f"C{number}",
-                              label=f"{name}: {COLUMNS[column]}")
+                              label=f"{name}: {column}")
         axes.set(title=f"{title}: {operation}", xlim=(strengths[0], strengths[-1]), ylim=(0, 1.02))
     all_axes[0].legend(fontsize="small")
     save_figure(figure, path)
@@ -545,33 +638,33 @@ SHORT = {"Deepfakes": "DF", "FaceSwap": "FS", "Face2Face": "F2F", "NeuralTexture
 
 
 def examples(videos, size, number=0):
-    """The middle frame of a real face, of the fakes' source, and of the fakes made on it.
+    """The middle frame of a real face, of its fakes' source, and of the fakes made on it.
 
-    Returns {"target", "source": face}, {"DF", "FS", ...: (fake, real)}. number: which of the real
-    videos that were forged by the most methods; {}, {} where there are no more.
+    Returns {"target", "source": face}, {"DF", "FS", ...: (fake, real)}; number: of which real
+    video; {}, {} where there are no more.
     """
-    made = {}                                   # {id of the real video: its fakes}
+    fakes = []
     for video in videos:
-        middle = video.frames[len(video.frames) // 2]
-        if video.label and data.twin_path(middle).exists():
-            made.setdefault(video.id.split("_")[0], []).append(video)
-    groups = sorted(made.values(), key=len, reverse=True)
-    if number >= len(groups):
+        if video.label and data.twin_path(middle_frame(video)).exists():
+            fakes.append(video)
+    ids = list(dict.fromkeys(video.id for video in fakes))      # <target>_<source>
+    if number >= len(ids):
         return {}, {}
-    fakes = groups[number]
-    frame = fakes[0].frames[len(fakes[0].frames) // 2]
-    real = data.read_face(data.twin_path(frame), size)
-    people = {"target": real}
-    for video in videos:
-        if video.method == "real" and video.id == fakes[0].id.split("_")[-1]:
-            people["source"] = data.read_face(video.frames[len(video.frames) // 2], size)
     pairs = {}
-    for method, short in SHORT.items():
-        for video in fakes:
-            path = frame.parents[4] / method / Path(*frame.parts[-4:])
-            if video.method == method and path.exists():
-                pairs[short] = (data.read_face(path, size), real)
+    for video in fakes:
+        if video.id == ids[number]:
+            frame = middle_frame(video)
+            pairs[SHORT[video.method]] = (data.read_face(frame, size),
+                                          data.read_face(data.twin_path(frame), size))
+    people = {"target": next(iter(pairs.values()))[1]}
+    for video in videos:
+        if (video.method, video.id) == ("real", ids[number].split("_")[1]):
+            people["source"] = data.read_face(middle_frame(video), size)
     return people, pairs
+
+
+def middle_frame(video):
+    return video.frames[len(video.frames) // 2]
 
 
 def ssim_image(fake, real):
@@ -610,7 +703,7 @@ def figure_4(where, fakes):
                  f"{data.JPEG_QUALITY[0]}, G blur {data.BLUR_SIGMA[1]} px; {where}", columns, rows)
 
 
-def figure_5(plt, runs, videos_of, path):
+def figure_5(figure, runs, videos_of, path):
     """Fig. 5: t-SNE of pooled features by forgery; a row a network, a column a quality.
 
     READING Fig. 5: which features is not said: pooled Z against Xception's pooled last map, of four
@@ -623,11 +716,10 @@ def figure_5(plt, runs, videos_of, path):
         return
     colours = {"real": "red", "Deepfakes": "blue", "FaceSwap": "green", "Face2Face": "purple",
                "NeuralTextures": "orange"}
-    figure, grid = plt.subplots(len(runs), len(videos_of), squeeze=False,
-                                figsize=(5 * len(videos_of), 5 * len(runs)))
+    grid = figure.subplots(len(runs), len(videos_of), squeeze=False)
     for row, (name, net, settings) in zip(grid, runs):
         for axes, (quality, videos) in zip(row, videos_of.items()):
-            found = predict(net, videos, settings, limit=4, title="t-SNE", with_features=True)
+            found = predict(net, videos, settings, 4, "t-SNE", keep=("features",))
             perplexity = min(30, (len(found["score"]) - 1) / 3)
             tsne = TSNE(init="pca", random_state=0, perplexity=perplexity)
             points = tsne.fit_transform(found["features"])
@@ -667,14 +759,12 @@ def figures_7_and_8(title, runs, fakes):
     return sheet(title, list(fakes), rows + over, side=104)
 
 
-def draw_figures(plt, runs, dataset, root, qualities, split, folder):
+def draw_figures(runs, dataset, root, qualities, split, folder):
     """Figs. 3 to 8 as PNG; 3 and 4 need no network. runs: [(name, network, settings)]."""
+    if dataset not in data.TRAINABLE:
+        data.stop("Figs. 3 to 8 need ff++ or demo first in --data: real and fake frames in pairs")
     where = f"{dataset} {qualities[0]} {split}"
-    sizes = {settings["size"] for _, _, settings in runs} or {299}
-    if len(sizes) > 1:
-        data.stop("the networks were trained on crops of different sizes; draw their figures in "
-                  "separate calls")
-    size = sizes.pop()
+    size = runs[0][2]["size"] if runs else 299
     videos_of = {}
     for quality in qualities:
         videos_of[quality] = data.require_videos(dataset, root, quality, split)
@@ -696,8 +786,10 @@ def draw_figures(plt, runs, dataset, root, qualities, split, folder):
             across[f"{name} {quality}"] = pair
     save_png(figures_7_and_8(f"Fig. 8: Grad-CAM across qualities, {dataset} {split}", runs, across),
              folder / "fig8_gradcam_quality.png")
-    if plt:
-        figure_5(plt, runs, videos_of, folder / "fig5_tsne.png")
+    Figure = matplotlib_figure()
+    if Figure:
+        side = (5 * len(videos_of), 5 * len(runs))
+        figure_5(Figure(figsize=side), runs, videos_of, folder / "fig5_tsne.png")
 
 
 # ---------------------------------------------------------------- one picture, one video
@@ -736,32 +828,45 @@ def look_at(net, settings, name, frames, boxes, path):
         save_png(frames[worst], path)
 
 
+def frames_and_boxes(name, args, detect):
+    """A picture's or a video's frames [Pillow RGB] and their boxes [(x, y, side)].
+
+    Raises ValueError with a sentence where there is nothing to judge.
+    """
+    if args.image:
+        frames = {0: np.asarray(data.read_image(name))}
+    else:
+        wanted = data.evenly_spread(range(data.count_frames(name)), args.frames or 100)
+        frames = dict(data.read_frames(name, wanted))
+        if len(frames) < len(wanted):
+            raise ValueError(f"{name} is damaged: download it again")
+    if detect:
+        boxes = data.find_boxes(frames.items(), detect)
+        if not boxes:
+            raise ValueError(f"{name}: no face found; is it a crop already? Then --crop none")
+    else:
+        height, width = frames[0].shape[:2]
+        if height != width:
+            raise ValueError(f"{name} is not square, so no face crop; leave out --crop none")
+        boxes = {0: (0, 0, width)}
+    return ([Image.fromarray(frame) for frame in frames.values()],
+            [box[:3] for box in boxes.values()])
+
+
 def look_at_all(net, settings, args, folder):
     """--image and --video. What cannot be judged is named; then the exit status is 2."""
     detect = None if args.crop == "none" else data.load_detector()
     failed = False
     for name in args.image or [args.video]:
         try:
-            if args.video:
-                count = data.count_frames(name)
-                wanted = data.evenly_spread(range(count), args.frames or 100)
-                frames = dict(data.read_frames(name, wanted))
-            else:
-                frames = {0: np.asarray(data.read_image(name))}
-            if detect:
-                boxes = data.find_boxes(frames.items(), detect)
-            else:
-                boxes = {0: (0, 0, min(frames[0].shape[:2]))}
-                if frames[0].shape[0] != frames[0].shape[1]:
-                    raise ValueError(f"{name} is not square: no face crop; leave out --crop none")
-            if not boxes:
-                raise ValueError(f"{name}: no face found; is it a crop already? Then --crop none")
+            frames, boxes = frames_and_boxes(name, args, detect)
         except ValueError as error:
-            print(error)
+            print(error, file=sys.stderr)
             failed = True
             continue
-        look_at(net, settings, name, [Image.fromarray(frame) for frame in frames.values()],
-                [box[:3] for box in boxes.values()], folder / f"{Path(name).stem}_map.png")
+        path = Path(name).absolute()
+        drawn = folder / f"{path.parent.name}_{path.name}_map.png"
+        look_at(net, settings, name, frames, boxes, drawn)
     print("A score is no proof: it tells how much a face resembles the fakes this network was "
           f"trained on ({settings['data']}).")
     if failed:
@@ -774,7 +879,8 @@ def parse_arguments():
     flag = parser.add_argument
     flag("--checkpoint", nargs="+", default=[], help="best.pt of one or several runs of train.py")
     flag("--data", nargs="+", choices=list(data.ROOTS), default=["ff++"], help="default ff++")
-    flag("--root", nargs="+", help="folder of each data set, default datasets/...")
+    flag("--root", type=data.some_path, nargs="+",
+         help="folder of each data set, default datasets/...")
     flag("--quality", nargs="+", choices=data.QUALITIES, default=["c23"],
          help="FF++ compression (Sec. IV-E), default c23")
     flag("--split", choices=["train", "val", "test"], default="test", help="default %(default)s")
@@ -787,9 +893,9 @@ def parse_arguments():
          help="loading processes, default %(default)s")
     flag("--device", choices=["cpu", "cuda"],
          default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
-    flag("--json", type=Path, help="also write the numbers to this file")
-    flag("--figures", type=Path, metavar="DIR",
-         help="also Figs. 3 to 8, ROC, training curves as PNG; 3 and 4 need no --checkpoint")
+    flag("--json", type=data.some_path, help="also write the numbers to this file")
+    flag("--figures", type=data.some_path, metavar="DIR",
+         help="also Figs. 3 to 8 as PNG; 3 and 4 need no --checkpoint")
     flag("--sweep", action="store_true",
          help="also AUC and IoU as JPEG, resizing and blur grow, at the first --quality")
     flag("--tables", nargs="+", metavar="JSON", help="instead: a row for each run of these files")
@@ -802,10 +908,12 @@ def parse_arguments():
         data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
     if not args.checkpoint and not args.tables and (not args.figures or args.sweep or args.json):
         data.stop("--checkpoint FILE is missing")
+    if args.image and args.video:
+        data.stop("--image and --video cannot be given together")
     if (args.image or args.video) and len(args.checkpoint) != 1:
         data.stop("--image and --video take one --checkpoint")
-    if args.video and args.crop == "none":
-        data.stop("--crop none is for --image; in a video the face is always looked for")
+    if args.video and (args.crop == "none" or (args.frames or 0) > 500):
+        data.stop("a --video takes at most 500 --frames, and no --crop none")
     if args.root is not None and len(args.root) != len(args.data):
         data.stop(f"--data names {len(args.data)} data sets, --root {len(args.root)} folders; give "
                   "one folder for each")
@@ -813,77 +921,86 @@ def parse_arguments():
 
 
 def load_runs(args):
-    """[(name, network, settings)] of the checkpoints, with this call's settings where given."""
+    """The checkpoints: [(name, network, settings of this call)], [their entries in --json]."""
     runs = []
+    report = []
     for path in args.checkpoint:
         try:
-            net, settings = load_network(path, args.device)
+            net, trained = load_network(path, args.device)
         except ValueError as error:
             data.stop(str(error))
-        settings = {**settings, "device": args.device, "workers": args.workers,
-                    "batch_size": args.batch_size, "mask": args.mask or settings["mask"]}
-        runs.append((model_name(settings), net, settings))
-    names = [name for name, _, _ in runs]
-    for number, path in enumerate(args.checkpoint):
-        if names.count(names[number]) > 1:
-            runs[number] = (f"{names[number]}, {Path(path).parent.name}", *runs[number][1:])
-    return runs
+        name = model_name(trained)
+        if len(args.checkpoint) > 1:
+            name += f", {Path(path).absolute().parent.name}"
+        settings = {**trained, "device": args.device, "workers": args.workers,
+                    "batch_size": args.batch_size, "mask": args.mask or trained["mask"]}
+        runs.append((name, net, settings))
+        report.append({"settings": trained, "results": []})
+    if args.figures and len({settings["size"] for _, _, settings in runs}) > 1:
+        data.stop("the networks were trained on crops of different sizes; draw their figures in "
+                  "separate calls")
+    return runs, report
+
+
+def find_tests(args, runs):
+    """[(data set, root, quality)], after all of them were found there and whole."""
+    tests = []
+    for name, root in zip(args.data, args.root or [data.ROOTS[name] for name in args.data]):
+        for quality in [None] if name.startswith("celeb") else args.quality:
+            tests.append((name, root, quality))
+    kinds = {(settings["mask"], settings["model"] == "lisiam") for _, _, settings in runs}
+    for test in tests:
+        for mask, is_used in kinds or {(args.mask or "ssim", True)}:
+            videos = data.require_videos(*test, args.split, mask)
+            data.stop_if_broken(videos, mask if is_used else None, args.workers or 1)
+    return tests
+
+
+def sweep_all(runs, report, test, args, path):
+    """--sweep: every network on the first test set while it gets worse; a table and a diagram."""
+    where = " ".join(filter(None, (test[0], test[2], args.split)))
+    for (name, net, settings), entry in zip(runs, report):
+        videos = data.require_videos(*test, args.split, settings["mask"])
+        entry["sweep"] = sweep(net, settings, videos, args.frames)
+        rows = []
+        for row in entry["sweep"]:
+            strength = f"{row['strength']:.3g}"
+            numbers = [show(row[column]) for column in SWEEP_COLUMNS]
+            rows.append([row["operation"], strength, *numbers])
+        print(f"{name}, {where}")
+        print(markdown(["operation", "strength", *SWEEP_COLUMNS.values()], rows))
+    Figure = matplotlib_figure()
+    if Figure:
+        sweeps = [(name, entry["sweep"]) for (name, _, _), entry in zip(runs, report)]
+        sweep_plot(Figure(figsize=(18, 4.5)), where, sweeps, path)
 
 
 def main():
     args = parse_arguments()
     if args.tables:
-        print(tables(args.tables))
+        print_tables(args.tables)
         return
-    runs = load_runs(args)
+    runs, report = load_runs(args)
+    folder = args.figures or Path(args.checkpoint[0]).parent
+    for place in (folder, args.json.parent if args.json else folder):
+        place.mkdir(parents=True, exist_ok=True)            # what cannot be is said before the work
     if args.image or args.video:
         _, net, settings = runs[0]
-        look_at_all(net, settings, args, args.figures or Path(args.checkpoint[0]).parent)
+        look_at_all(net, settings, args, folder)
         return
-
-    # ------------------------------------------------------------ every network on every test set
-    roots = args.root or [data.ROOTS[name] for name in args.data]
-    tests = []
-    for name, root in zip(args.data, roots):
-        for quality in [None] if name.startswith("celeb") else args.quality:
-            tests.append((name, root, quality))
-    report = []
-    for (name, net, settings), path in zip(runs, args.checkpoint):
-        for test in tests:                      # all of them are there and whole, before the first
-            videos = data.require_videos(*test, args.split, settings["mask"])
-            data.stop_if_broken(videos, settings["mask"], args.workers or 1)
-        results = [evaluate(net, settings, *test, args.split, args.frames) for test in tests]
+    tests = find_tests(args, runs)
+    for (name, net, settings), entry, path in zip(runs, report, args.checkpoint):
         print(f"{name}, trained on {settings['data']} {settings['quality']} ({path})")
-        print(f"{table(results)}\n")
-        report.append({"settings": settings, "results": results})
-    where = " ".join(filter(None, (tests[0][0], tests[0][2], args.split)))
-    for run, (name, net, settings) in zip(report, runs if args.sweep else []):
-        videos = data.require_videos(*tests[0], args.split, settings["mask"])
-        run["sweep"] = sweep(net, settings, videos, args.frames)
-        rows = [[row["operation"], f"{row['strength']:.3g}", *map(show, list(row.values())[2:])]
-                for row in run["sweep"]]
-        print(f"{name}, {where}")
-        print(markdown(["operation", "strength", "AUC frame", "AUC video", "IoU"], rows))
+        for test in tests:
+            result = evaluate(net, settings, *test, args.split, args.frames)
+            entry["results"].append(result)
+            print(f"{table([result])}\n", flush=True)
+    if args.sweep:
+        sweep_all(runs, report, tests[0], args, folder / "sweep.png")
     if args.json:
         data.write_whole(args.json, json.dumps(report, indent=1).encode())
-
-    # ------------------------------------------------------------ figures
-    if not args.sweep and not args.figures:
-        return
-    folder = args.figures or Path(args.checkpoint[0]).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    plt = pyplot()
-    names = [name for name, _, _ in runs]
-    if plt and args.sweep:
-        sweeps = [(name, run["sweep"]) for name, run in zip(names, report)]
-        sweep_plot(plt, where, sweeps, folder / "sweep.png")
-    if plt and args.figures and runs:
-        results = [(name, run["results"]) for name, run in zip(names, report)]
-        roc_curves(plt, results, folder / "roc.png")
-    if args.figures and args.data[0] in data.TRAINABLE:
-        draw_figures(plt, runs, args.data[0], roots[0], args.quality, args.split, folder)
-    elif args.figures:
-        print("Figs. 3 to 8 need ff++ or demo first in --data")
+    if args.figures:
+        draw_figures(runs, *tests[0][:2], args.quality, args.split, folder)
 
 
 if __name__ == "__main__":

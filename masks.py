@@ -11,6 +11,11 @@ Read beside Sec. III-E (last paragraph), Fig. 3 and Table VII.
     python masks.py --data ff++ [--root DIR] [--mask ssim|diff]    writes every mask that is missing
 """
 
+import signal
+
+if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import io
 import os
 import sys
@@ -97,43 +102,64 @@ def best_pairs(dataset, root):
     return list(best.values())
 
 
-def write_video_masks(video, mask):
-    """Writes the masks of one fake video that are missing. Returns sentences on what went wrong."""
+def missing_masks(video, mask):
+    """The frames of a fake video that have a real frame, but no mask yet."""
+    return [frame for frame in video.frames
+            if data.twin_path(frame).exists() and not data.mask_path(frame, mask).exists()]
+
+
+def any_missing(dataset, root, mask):
+    return any(missing_masks(video, mask) for video, _ in best_pairs(dataset, root))
+
+
+def write_video_masks(video, quality, mask):
+    """Writes the masks of one fake video that are missing. Returns sentences on what went wrong.
+
+    quality.txt beside the masks says what they were made from.
+    """
+    folder = data.mask_path(video.frames[0], mask).parent
+    note = folder / "quality.txt"
+    if note.exists() and note.read_text() == "c40" != quality:
+        return [f"{folder} was made from c40, and {quality} is there now: delete it"]
     sentences = []
     for frame in video.frames:
         path = data.mask_path(frame, mask)
-        twin = data.twin_path(frame)
-        if path.exists() or not twin.exists():
-            continue
         try:
-            real, fake = [np.asarray(data.read_image(picture)) for picture in (twin, frame)]
-            image = Image.fromarray(255 * MASKS[mask](real, fake))      # white = manipulated
+            if path.exists():
+                data.read_mask(path, 16)                    # an empty file is no mask
+        except ValueError as error:
+            sentences.append(f"{error}: delete it")
+    for frame in missing_masks(video, mask):
+        try:
+            pair = [np.asarray(data.read_image(path)) for path in (data.twin_path(frame), frame)]
+            image = Image.fromarray(255 * MASKS[mask](*pair))           # white = manipulated
         except ValueError as error:
             sentences.append(f"no mask for {frame}: {error}")
             continue
+        if not note.exists():
+            data.write_whole(note, quality.encode())
         png = io.BytesIO()
         image.save(png, "PNG", compress_level=1)
-        data.write_whole(path, png.getvalue())
+        data.write_whole(data.mask_path(frame, mask), png.getvalue())
     return sentences
 
 
 def write_masks(dataset, root, mask="ssim", workers=None):
     """Writes every missing mask of a tree, manipulated_sequences/<method>/masks_<mask>/...
 
-    What is there is kept. Names what cannot be done, and stops.
+    What is there is kept. Names what cannot be done, and stops. Returns how many fake videos there
+    are with a real one.
     """
     pairs = best_pairs(dataset, root)
-    poor = [video for video, quality in pairs if quality == "c40"]
-    if poor:
-        print(f"warning: masks of {len(poor)} videos come from c40, whose compression blurs them; "
-              "better crop c0 or c23 as well")
-    jobs = [(video, mask) for video, _ in pairs]
+    if any(quality == "c40" and missing_masks(video, mask) for video, quality in pairs):
+        print("warning: these masks come from c40, whose compression blurs them; better cut the "
+              "faces of c0 or c23 as well, and make the masks then")
+    jobs = [(video, quality, mask) for video, quality in pairs]
     sentences = sum(data.in_threads(write_video_masks, jobs, workers, f"{mask} masks"), [])
     for sentence in sentences:
         print(sentence, file=sys.stderr)
     if sentences:
-        data.stop(f"{len(sentences)} masks could not be made, for the reasons above; the others are"
-                  " written")
+        data.stop(f"{len(sentences)} masks or videos need your hand, as said above; then run again")
     return len(pairs)
 
 
@@ -142,7 +168,8 @@ def main():
         "Writes the missing SSIM or DIFF masks of a tree of face crops (Sec. III-E).")
     parser.add_argument("--data", choices=data.TRAINABLE, default="ff++",
                         help="default %(default)s")
-    parser.add_argument("--root", help="folder of the data set, default datasets/...")
+    parser.add_argument("--root", type=data.some_path,
+                        help="folder of the data set, default datasets/...")
     parser.add_argument("--mask", choices=list(MASKS), default="ssim",
                         help="Sec. III-E, or [10] (Table VII); default %(default)s")
     parser.add_argument("--workers", type=data.whole_number(1), default=os.cpu_count(),

@@ -406,6 +406,23 @@ def to_input(images):
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def precision(device):
+    """bfloat16 where a GPU computes in it, else float32: on the CPU, a T4, a V100.
+
+    (Those have no TF32 either, PyTorch's default for float32 convolutions on newer GPUs.)
+    """
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device):
+    """Where the network runs. DEPARTURE Sec. IV-B: the paper names no precision; losses, attention
+    weights and parameters stay in float32.
+    """
+    return torch.autocast(device, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
+
+
 def build_network(settings):
     """The network that a run's settings describe: model, width, num_classes, transformer."""
     if settings["model"] == "xception":
@@ -424,7 +441,9 @@ def load_network(path, device="cpu"):
             f"no checkpoint {path}; python train.py --data demo writes runs/demo/best.pt")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        settings = checkpoint["settings"]
+        # The threshold at which the map fitted val's masks best; last.pt has none.
+        settings = {**checkpoint["settings"], "threshold": checkpoint.get("threshold", 0.5)}
+        check_settings(settings)
         net = build_network(settings)
         net.load_state_dict(checkpoint["model"])
     except Exception as error:
@@ -432,6 +451,22 @@ def load_network(path, device="cpu"):
             f"{path} is not a checkpoint of train.py ({type(error).__name__}); expected one with "
             "settings and weights, such as best.pt") from None
     return net.to(device, memory_format=torch.channels_last).eval(), settings
+
+
+def check_settings(settings):
+    """ValueError where a checkpoint's settings are none of train.py's: before anything is built."""
+    for kind, names in ((str, ("model", "variant", "mask", "data", "quality", "out")),
+                        (int, ("num_classes", "size", "seed")),
+                        (bool, ("iqd", "transformer")), (float, ("width", "threshold"))):
+        for name in names:
+            if type(settings[name]) is not kind:
+                raise ValueError(name)
+    if not 0 < settings["width"] <= 2 or not 23 <= settings["size"] <= 4096:
+        raise ValueError("width, size")
+    if not 0.05 <= settings["threshold"] <= 0.95:
+        raise ValueError("threshold")
+    if settings["num_classes"] not in (2, 5):
+        raise ValueError("num_classes")
 
 
 # ---------------------------------------------------------------- Sec. IV-B: ImageNet weights
@@ -490,7 +525,8 @@ def imagenet_file():
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(IMAGENET_URL, str(path))     # temporary name, then moved
+            # To a temporary name; moved if the file's SHA-256 begins as its name says.
+            torch.hub.download_url_to_file(IMAGENET_URL, str(path), hash_prefix="43020ad28")
         except Exception as error:                  # no network, a timeout, a full disk, no folder
             raise ValueError(
                 f"could not download the ImageNet weights from {IMAGENET_URL} ({error}); fetch the "

@@ -16,6 +16,11 @@ Writes runs/NAME/: last.pt (all that --resume needs), best.pt (best frame AUC on
 panel_*.png, curves.png; the demo also test.json.
 """
 
+import signal
+
+if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import datetime
 import io
 import json
@@ -35,7 +40,8 @@ import data
 import evaluate
 import masks
 from losses import VARIANTS, classification_loss, run_branches, stage_plan, total_loss
-from model import build_network, load_network, load_xception_weights, to_input
+from model import (autocast, build_network, load_network, load_xception_weights, precision,
+                   to_input)
 
 # ---------------------------------------------------------------- Sec. IV-B: the settings
 PAPER = dict(
@@ -125,37 +131,42 @@ def plan_of(settings, stage):
     return stage_plan(VARIANTS[settings["variant"]], stage, (li, cls, seg), settings["aux"])
 
 
-def make_optimizer(parameters, settings):
-    """READING Sec. IV-B: momentum starts anew in each stage, as the rate does."""
+def make_optimizer(parameters, settings, state=None):
+    """An optimizer for a stage, with the state of an earlier one where a run is resumed.
+
+    READING Sec. IV-B: momentum starts anew in each stage, as the rate does.
+    READING Table I: the baseline's optimizer is not said either: it has LiSiam's.
+    """
+    fused = settings["device"] == "cuda"        # one kernel a step instead of hundreds
     if settings["optimizer"] == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings["lr"],
-                                 weight_decay=settings["weight_decay"])
-    return torch.optim.SGD(parameters, lr=settings["lr"], momentum=settings["momentum"],
-                           weight_decay=settings["weight_decay"],
-                           fused=settings["device"] == "cuda")
+        optimizer = torch.optim.AdamW(parameters, lr=settings["lr"], fused=fused,
+                                      weight_decay=settings["weight_decay"])
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=settings["lr"], momentum=settings["momentum"],
+                                    weight_decay=settings["weight_decay"], fused=fused)
+    if state:
+        for group in state["param_groups"]:     # a state brings the habits of its own device
+            group["fused"] = fused
+        optimizer.load_state_dict(state)
+    return optimizer
 
 
 def step_loss(net, batch, settings, stage):
-    """One batch of data.TrainingPairs through the network: (loss, parts), see losses.total_loss.
-
-    DEPARTURE Sec. IV-B: on CUDA the network runs in bfloat16, the losses in float32; the paper
-    names no precision.
-    """
+    """One batch of data.TrainingPairs through the network: (loss, parts), see losses.total_loss."""
     device = settings["device"]
     clean = to_input(batch["clean"].to(device, non_blocking=True))          # I^1 (B, 3, 299, 299)
     degraded = to_input(batch["degraded"].to(device, non_blocking=True))    # I^2 (B, 3, 299, 299)
     mask = batch["mask"].to(device, non_blocking=True)                      # X_gt (B, 299, 299)
     labels = batch["label"].to(device, non_blocking=True)                   # alpha_gt (B,)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     if settings["model"] == "xception":
         # READING Table V: "+IQD" trains on degraded images only, by the same rule as branch 2.
-        with autocast:
+        with autocast(device):
             logits = net(degraded if settings["iqd"] else clean)
         loss = classification_loss(logits, labels)
         return loss, {"cls": loss}
     variant = VARIANTS[settings["variant"]]
     plan = plan_of(settings, stage)
-    with autocast:
+    with autocast(device):
         branches = run_branches(net, variant, plan, clean, degraded)
     if variant.images == "both":                                            # Model-G: 2B images
         labels = labels.repeat(2)
@@ -181,43 +192,43 @@ def batch_draws(iteration, batch_size, rank=0, world=1):
 
 
 def load_batches(pairs, settings, iterations, rank, world):
-    """Yields the batches of the given iterations."""
+    """The batches of the given iterations, one after another."""
     size = settings["batch_size"]
     draws = (batch_draws(iteration, size, rank, world) for iteration in iterations)
     loader = torch.utils.data.DataLoader(
         pairs, batch_sampler=draws, num_workers=settings["workers"],
         pin_memory=settings["device"] == "cuda",
         generator=torch.Generator())            # its own, so that torch's own is for dropout alone
-    try:
-        yield from loader
-    except ValueError as error:                 # a picture that broke since the start
-        sentence = str(error).splitlines()[-1].removeprefix("ValueError: ")
-        data.stop(f"{sentence}; replace it, then go on with --resume")
+    return data.each_batch(loader)
 
 
 def prepare_data(settings, rank, world):
-    """(TrainingPairs, videos to validate on), after everything that can be wrong was looked at."""
+    """(TrainingPairs, videos to validate on): every picture was opened, and masks are written."""
     name, root, mask = settings["data"], settings["root"], settings["mask"]
+    workers = settings["workers"] or 1
     needs_masks = settings["model"] == "lisiam" and bool(VARIANTS[settings["variant"]].seg)
+    used_mask = mask if needs_masks else None
     if rank == 0:
         if name == "demo" and not (Path(root) / "original_sequences").is_dir():
             draw = Path(__file__).parent / "tests" / "demo_faces.py"
             if subprocess.run([sys.executable, draw, root]).returncode != 0:
                 raise SystemExit(2)             # it has said why
-        data.require_videos(name, root, settings["quality"], "train", mask)
+        videos = data.require_videos(name, root, settings["quality"], "train", mask)
+        videos += data.list_videos(name, root, settings["quality"], "val", mask)
+        data.stop_if_broken(videos, used_mask, workers)
         if settings["model"] == "lisiam" and mask != "given":
-            masks.write_masks(name, root, mask)
+            if world > 1 and masks.any_missing(name, root, mask):
+                data.stop("masks are missing, and the other processes would wait too long: run "
+                          f"python masks.py --data {name} --root {root} --mask {mask} first")
+            masks.write_masks(name, root, mask, workers)
     wait_for_all(world)
     videos, val_videos = data.training_videos(name, root, settings["quality"], mask, needs_masks)
-    used_mask = mask if needs_masks else None
     if rank == 0:
-        data.stop_if_broken(videos + val_videos, used_mask, settings["workers"] or 1)
         reals = sum(1 for video in videos if not video.label)
         print(f"{reals} real and {len(videos) - reals} fake videos to train on, {len(val_videos)} "
-              "to validate on")
+              f"to validate on; {settings['device']}, {precision(settings['device'])}")
         if len({video.label for video in val_videos}) < 2:
             print("warning: no real and fake val videos, so best.pt will hold the last weights")
-    wait_for_all(world)
     pairs = data.TrainingPairs(videos, settings["size"], settings["seed"], settings["num_classes"],
                                used_mask)
     return pairs, val_videos
@@ -227,19 +238,23 @@ def prepare_data(settings, rank, world):
 def join_processes(settings):
     """(rank, world): which of how many processes this is. torchrun starts one for each GPU.
 
-    READING Sec. IV-B: one batch of 32 is shared out, gradients are averaged, and each process has
-    BatchNorm statistics of its own part of the batch; the paper does not say how many GPUs it used.
+    READING Sec. IV-B: the paper does not say how many GPUs it used. The batch of 32 is shared out
+    and gradients are averaged. On CUDA BatchNorm is over the whole batch (SyncBatchNorm), so that
+    several GPUs compute what one would; gloo cannot, there each process has statistics of its own.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return 0, 1
-    distributed.init_process_group("nccl" if settings["device"] == "cuda" else "gloo",
-                                   timeout=datetime.timedelta(hours=12))
-    if settings["device"] == "cuda":            # hours: the others wait while rank 0 writes masks
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if settings["batch_size"] % world or settings["batch_size"] < 2 * world:
         data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes: "
                   "each needs as many pairs, at least 2")
+    timeout = datetime.timedelta(minutes=30)    # the others wait while rank 0 checks and validates
+    if settings["device"] == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        distributed.init_process_group("nccl", timeout=timeout, device_id=device)
+    else:
+        distributed.init_process_group("gloo", timeout=timeout)
     return distributed.get_rank(), world
 
 
@@ -252,9 +267,12 @@ def parallel_network(net, settings, world):
     """The network itself, or PyTorch's wrapper that averages gradients over all processes."""
     if world == 1:
         return net
-    # With a loss switched off, some parameters get no gradient: it must look for them.
     return torch.nn.parallel.DistributedDataParallel(
-        net, find_unused_parameters=0 in [*settings["lambdas"], settings["aux"]])
+        net, gradient_as_bucket_view=True,
+        # SyncBatchNorm's statistics are the same everywhere; on gloo rank 0's are handed out.
+        broadcast_buffers=settings["device"] == "cpu",
+        # With a loss switched off some parameters get no gradient: it must look for them.
+        find_unused_parameters=0 in [*settings["lambdas"], settings["aux"]])
 
 
 # ---------------------------------------------------------------- the folder of a run
@@ -264,32 +282,53 @@ FREE_TO_CHANGE = ("root", "workers", "device", "out", "save_every")
 
 
 class RunFolder:
-    """runs/NAME with log.jsonl, last.pt and best.pt. Only rank 0 writes."""
+    """runs/NAME: log.jsonl, last.pt, best.pt. Rank 0 of one run writes there.
+
+    No lock, which a kill would leave behind: a new run creates the log, so there can be one; a
+    resumed run stops when last.pt is no longer the file that it read or wrote.
+    """
 
     def __init__(self, settings, rank):
         self.settings = {name: value for name, value in settings.items() if name != "resume"}
         self.folder = Path(settings["out"])
         self.log_path = self.folder / "log.jsonl"
+        self.last = self.folder / "last.pt"
         self.writes = rank == 0
-        last = self.folder / "last.pt"
-        if settings["resume"] and not last.is_file():
-            data.stop(f"nothing to resume: no {last}; leave out --resume to start the run, or name "
-                      "its folder with --out")
-        if not settings["resume"] and last.exists():
-            data.stop(f"{self.folder} already holds a run; --resume goes on with it, --out FOLDER "
-                      "starts another")
+        self.seen = None
+        if settings["resume"]:
+            if not self.last.is_file():
+                data.stop(f"nothing to resume: no {self.last}; leave out --resume to start a run, "
+                          "or name its folder with --out")
+        elif self.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                open(self.log_path, "x").close()
+            except FileExistsError:
+                data.stop(f"{self.folder} already holds a run; --resume goes on with it, --out "
+                          "FOLDER starts another")
+
+    def identity(self):
+        """Tells one last.pt from another."""
+        if not self.last.exists():
+            return None
+        status = self.last.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def read(self):
         """last.pt, after a check that it was made with these settings; forgets later log lines."""
-        path = self.folder / "last.pt"
-        load_network(path)                      # ValueError where it is no checkpoint of ours
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self.seen = self.identity()
+        load_network(self.last)                 # ValueError where it is no checkpoint of ours
+        checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
+        if not {"iteration", "best", "optimizer"} <= checkpoint.keys():
+            raise ValueError(f"{self.last} holds weights, but no run to go on with: a best.pt?")
         for name, value in checkpoint["settings"].items():
             now = self.settings.get(name)
             if name not in FREE_TO_CHANGE and now != value:
-                data.stop(f"{path} was trained with {name} = {value}, not {now}; resume with the "
-                          "run's own settings, or start another run with --out")
+                data.stop(f"{self.last} was trained with {name} = {value}, not {now}; resume with "
+                          "the run's own settings, or start another run with --out")
         if self.writes:
+            for part in self.folder.glob(".*.part"):        # what a killed save has left
+                part.unlink()
             # A line that a full disk tore has no end. What will be done again is logged again.
             whole, _, _ = self.log_path.read_text().rpartition("\n")
             kept = [line for line in whole.splitlines()
@@ -299,45 +338,75 @@ class RunFolder:
 
     def log(self, line):
         if self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.log_path, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def save(self, name, net, iteration, **more):
-        if self.writes:
-            checkpoint = {"model": net.state_dict(), "iteration": iteration,
-                          "settings": self.settings, **more}
-            buffer = io.BytesIO()
-            torch.save(checkpoint, buffer)
-            data.write_whole(self.folder / name, buffer.getvalue())
+        if not self.writes:
+            return
+        if self.identity() != self.seen:
+            data.stop(f"another run has written {self.last}; this one stops: each needs its --out")
+        checkpoint = {"model": net.state_dict(), "iteration": iteration,
+                      "settings": self.settings, **more}
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        data.write_whole(self.folder / name, buffer.getvalue())
+        self.seen = self.identity()
+
+    def abandon(self):
+        """A run that could not start leaves nothing: the same command can be given again."""
+        if self.writes and not self.last.exists():
+            self.log_path.unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
 
-def first_state(net, run, settings):
-    """Fills the network of a new run or a resumed: (iteration, best val AUC, optimizer's state)."""
+def prepare(settings, run, rank, world):
+    """Everything that can go wrong, before the first iteration.
+
+    Returns the network, the checkpoint it goes on from, and prepare_data's two.
+    """
+    torch.manual_seed(settings["seed"])
+    net = build_network(settings)
+    checkpoint = {"iteration": 0, "best": -1.0, "optimizer": None}
     try:
         if settings["resume"]:
             checkpoint = run.read()
             net.load_state_dict(checkpoint["model"])
-            return checkpoint["iteration"], checkpoint["best"], checkpoint["optimizer"]
-        if settings["pretrained"] != "none":
-            print(load_xception_weights(net, settings["pretrained"]))
+        elif settings["pretrained"] != "none":
+            if rank > 0:
+                wait_for_all(world)             # rank 0 downloads the weights
+            sentence = load_xception_weights(net, settings["pretrained"])
+            if rank == 0:
+                print(sentence)
+                wait_for_all(world)
+        pairs, val_videos = prepare_data(settings, rank, world)
+        if not settings["resume"]:
+            run.save("last.pt", net, **checkpoint)
     except ValueError as error:
+        run.abandon()
         data.stop(str(error))
-    run.save("last.pt", net, 0, best=-1.0, optimizer=None)
-    return 0, -1.0, None
+    except BaseException:                       # a sentence was said, Ctrl-C, a full disk
+        run.abandon()
+        raise
+    return net, checkpoint, pairs, val_videos
 
 
 # ---------------------------------------------------------------- now and then: log, validate
-def log_step(run, bar, iteration, stage, optimizer, loss, parts, parameters):
-    """A line of log.jsonl; stops where the loss or a weight is no longer a finite number."""
+def log_step(run, bar, iteration, stage, optimizer, loss, parts, net):
+    """A line of log.jsonl; stops where the loss, a weight or a statistic is no finite number.
+
+    Only here, and where it validates or saves, does the loop wait for the GPU.
+    """
     line = {"iteration": iteration, "stage": stage, "lr": optimizer.param_groups[0]["lr"],
             "loss": loss.item()}
     for name, part in parts.items():
         line[name] = part.item()
-    finite = all(parameter.isfinite().all() for parameter in parameters)
-    if not math.isfinite(line["loss"]) or not finite:
-        data.stop(f"the loss became {line['loss']} or a weight infinite in iteration {iteration}; "
-                  f"{run.folder / 'last.pt'} holds an earlier one: try a lower --lr")
+    tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
+    norm = torch.nn.utils.get_total_norm(tensors).item()        # weights and BatchNorm statistics
+    if not math.isfinite(line["loss"]) or not math.isfinite(norm):
+        data.stop(f"iteration {iteration}: the loss is {line['loss']}, the norm of all weights "
+                  f"{norm}; {run.last} holds an earlier iteration: try a lower --lr")
     shown = {"stage": stage}
     for name in ("loss", *parts):
         shown[name] = f"{line[name]:.3f}"
@@ -346,7 +415,10 @@ def log_step(run, bar, iteration, stage, optimizer, loss, parts, parameters):
 
 
 def validate(net, videos, settings, run, iteration, stage, best):
-    """Frame AUC on val; saves best.pt where it is the highest so far. Returns the highest."""
+    """Frame AUC on val; best.pt where it is the highest so far. Returns the highest.
+
+    Of equals the later counts: it has trained longer. The map's best threshold is kept, too.
+    """
     if len({video.label for video in videos}) < 2:
         return best
     found = evaluate.predict(net, videos, settings, settings["val_frames"], title="validation")
@@ -354,10 +426,10 @@ def validate(net, videos, settings, run, iteration, stage, best):
     run.log({"iteration": iteration, "stage": stage, "val": row})
     tqdm.write(f"iteration {iteration}, stage {stage}: val frame AUC {row['frame_auc']:.3f}, video "
                f"AUC {row['video_auc']:.3f}, IoU {evaluate.show(row['iou'])}")
-    if row["frame_auc"] > best:
-        best = row["frame_auc"]
-        run.save("best.pt", net, iteration)
-    return best
+    if row["frame_auc"] < best:
+        return best
+    run.save("best.pt", net, iteration, threshold=evaluate.best_threshold(row))
+    return row["frame_auc"]
 
 
 # ---------------------------------------------------------------- command line
@@ -366,7 +438,7 @@ def parse_arguments(argv=None):
     parser = data.new_parser("Train LiSiam in the paper's three stages (Sec. IV-B).")
     flag = parser.add_argument
     flag("--data", choices=data.TRAINABLE, required=True, help="FF++ face crops, or made-up ones")
-    flag("--root", help="folder of the data set, default datasets/...")
+    flag("--root", type=data.some_path, help="folder of the data set, default datasets/...")
     flag("--quality", choices=data.QUALITIES, help="FF++ compression (Sec. IV-A1)")
     flag("--model", choices=["lisiam", "xception"], default="lisiam",
          help="xception: the baseline of Tables I-V; default %(default)s")
@@ -382,7 +454,8 @@ def parse_arguments(argv=None):
          help="loading processes, default %(default)s")
     flag("--device", choices=["cpu", "cuda"],
          default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
-    flag("--out", help="folder of the run, default runs/ and a name made of the settings")
+    flag("--out", type=data.some_path,
+         help="folder of the run, default runs/ and a name made of the settings")
     flag("--resume", action="store_true", help="go on from last.pt in the folder of the run")
     # Entries of PAPER and DEMO, where their defaults stand.
     flag("--iterations", type=data.whole_number(0), nargs=3, metavar=("SEG", "CLS", "ALL"),
@@ -402,16 +475,14 @@ def parse_arguments(argv=None):
         if settings.get(name) is None:
             settings[name] = value
     settings["transformer"] = VARIANTS[settings["variant"]].transformer
-    if settings["root"] is None:
-        settings["root"] = data.ROOTS[settings["data"]]
-    if settings["out"] is None:
-        settings["out"] = f"runs/{run_name(settings)}"
+    settings["root"] = str(settings["root"] or data.ROOTS[settings["data"]])
+    settings["out"] = str(settings["out"] or f"runs/{run_name(settings)}")
     check_arguments(settings)
     return settings
 
 
 def run_name(settings):
-    """demo, or what the run is: ff++-c40-lisiam-G."""
+    """demo, or what the run is: ff++-c40-lisiam-G-seed1."""
     names = [settings["data"], settings["quality"], settings["model"]]
     if settings["variant"] != "A":
         names.append(settings["variant"])
@@ -419,6 +490,8 @@ def run_name(settings):
         names.append("iqd")
     if settings["mask"] != "ssim":
         names.append(settings["mask"])
+    if settings["seed"] != 0:
+        names.append(f"seed{settings['seed']}")
     return "demo" if names == ["demo", "c23", "lisiam"] else "-".join(names)
 
 
@@ -429,8 +502,8 @@ def check_arguments(settings):
         data.stop("--lambdas and --aux must be numbers from 0 on; 0 leaves a loss out")
     if not 0 < settings["lr"] < math.inf or not 0 < settings["width"] <= 2:
         data.stop("--lr and --width must be above 0, and --width at most 2")
-    if settings["seed"] >= 2 ** 31:
-        data.stop("--seed must be below 2147483648")
+    if settings["seed"] >= 2 ** 31 or sum(settings["iterations"]) == 0:
+        data.stop("--seed must be below 2147483648, and --iterations not all 0")
     if settings["device"] == "cuda" and not torch.cuda.is_available():
         data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
     if settings["model"] == "xception":
@@ -454,11 +527,11 @@ def main(argv=None):
     settings = parse_arguments(argv)
     rank, world = join_processes(settings)
     run = RunFolder(settings, rank)
-    pairs, val_videos = prepare_data(settings, rank, world)
-    torch.manual_seed(settings["seed"])
-    net = build_network(settings)
-    iteration, best, optimizer_state = first_state(net, run, settings)
+    net, checkpoint, pairs, val_videos = prepare(settings, run, rank, world)
+    iteration, best = checkpoint["iteration"], checkpoint["best"]
     net.to(settings["device"], memory_format=torch.channels_last)       # faster; the same numbers
+    if world > 1 and settings["device"] == "cuda":
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
     end = 0
     bar = tqdm(total=sum(stage_iterations(settings)), initial=iteration, unit="it",
@@ -469,10 +542,9 @@ def main(argv=None):
         if iteration >= end:                    # no such stage, or a resumed run is past it
             continue
         parameters = freeze(net, stage)
-        optimizer = make_optimizer(parameters, settings)
-        if optimizer_state and iteration > start:
-            optimizer.load_state_dict(optimizer_state)
-        optimizer_state = None
+        state = checkpoint["optimizer"] if iteration > start else None
+        checkpoint["optimizer"] = None          # the next stage starts anew
+        optimizer = make_optimizer(parameters, settings, state)
         parallel = parallel_network(net, settings, world)
         for batch in load_batches(pairs, settings, range(iteration, end), rank, world):
             # Dropout is a function of (seed, iteration, process), so there is no state to save.
@@ -491,7 +563,7 @@ def main(argv=None):
             # In stage 1 there is nothing to validate: the head is untrained.
             validates = stage > 1 and (is_last or iteration % settings["eval_every"] == 0)
             if saves or validates or iteration % LOG_EVERY == 0:
-                log_step(run, bar, iteration, stage, optimizer, loss, parts, parameters)
+                log_step(run, bar, iteration, stage, optimizer, loss, parts, net)
             if (validates or is_last) and rank == 0:
                 if validates:
                     best = validate(net, val_videos, settings, run, iteration, stage, best)
@@ -521,7 +593,8 @@ def finish(run, settings):
         print(f"done; test it: python evaluate.py --checkpoint {best} --data {settings['data']} "
               f"--root {settings['root']} --quality {settings['quality']}")
         return
-    net, _ = load_network(best, settings["device"])
+    net, tested = load_network(best, settings["device"])
+    settings = {**settings, "threshold": tested["threshold"]}
     results = []
     for quality in data.QUALITIES:
         results.append(evaluate.evaluate(net, settings, "demo", settings["root"], quality))
@@ -533,4 +606,4 @@ def finish(run, settings):
 
 
 if __name__ == "__main__":
-    data.run(main, "the same command with --resume goes on from the last save")
+    data.run(main, "if the run has a last.pt, the same command with --resume goes on from it")

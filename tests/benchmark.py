@@ -34,7 +34,7 @@ import evaluate  # noqa: E402
 import masks  # noqa: E402
 import train  # noqa: E402
 from losses import total_loss  # noqa: E402
-from model import LiSiam, XceptionClassifier, load_xception_weights  # noqa: E402
+from model import LiSiam, XceptionClassifier, autocast, load_xception_weights  # noqa: E402
 
 
 def measure(functions, args, steps=1):
@@ -140,9 +140,9 @@ def validation_batch(net, batch, device):
     @torch.inference_mode()
     def step():
         images = batch["clean"].to(device, non_blocking=True)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with autocast(device):
             _, probs = evaluate.look(net, images)
-        evaluate.count_levels(probs, batch["mask"].to(device))
+        evaluate.map_numbers(evaluate.count_levels(probs, batch["mask"].to(device)))
     return step
 
 
@@ -230,7 +230,7 @@ def loading_rows(args):
         def write_masks():
             for frame in fakes.frames:
                 data.mask_path(frame, "ssim").unlink(missing_ok=True)
-            masks.write_video_masks(fakes, "ssim")
+            masks.write_video_masks(fakes, "c23", "ssim")
         write_masks()
         pairs = data.TrainingPairs([reals, fakes], args.size)
         frames = data.TestFrames([reals, fakes], args.size)

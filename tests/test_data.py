@@ -119,7 +119,8 @@ def test_what_has_the_temporary_name_already_is_not_written_to(tmp_path, monkeyp
             pytest.skip("this system lets nobody make links")
     with pytest.raises(OSError) as error:
         data.write_whole(path, b"new")
-    assert error.value.filename == str(path)
+    assert error.value.filename == str(in_the_way)
+    assert in_the_way.read_bytes() == b"somebody's"
     assert path.read_bytes() == b"old"
     assert other.read_bytes() == b"somebody's"
 
@@ -364,6 +365,28 @@ def test_a_fake_frame_is_drawn_where_it_has_a_mask_and_a_real_one_always(masked_
     assert data.drawable_frames(fake, "diff") == []
     assert data.drawable_frames(fake, None) == fake.frames
     assert data.drawable_frames(videos[0], "ssim") == videos[0].frames
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[["000"]]', '{"a": 1}'])
+def test_a_damaged_split_of_the_demo_is_one_sentence(tmp_path, capsys, text):
+    path = tmp_path / "splits" / "train.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert str(path) in one_sentence(capsys, data.official_split, "demo", tmp_path)
+
+
+def test_videos_that_are_cut_are_not_to_be_cut_again(tmp_path, capsys):
+    """All train videos that are there have crops; it is the test split that is asked for."""
+    touch(tmp_path / "original_sequences/youtube/c23/videos/071.mp4")
+    write_crops(tmp_path / REAL / "071")
+    sentence = one_sentence(capsys, data.require_videos, "ff++", tmp_path, "c23", "test")
+    assert "none of the videos there is in the test split" in sentence
+
+
+def test_a_mask_of_ones_is_refused(tmp_path):
+    Image.fromarray(np.ones((32, 32), np.uint8)).save(tmp_path / "ones.png")
+    with pytest.raises(ValueError, match="on disk a mask is 0 and 255"):
+        data.read_mask(tmp_path / "ones.png", 32)
 
 
 def test_another_data_set_needs_its_folders_and_its_split_only(monkeypatch, tmp_path):

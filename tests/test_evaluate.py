@@ -44,6 +44,7 @@ SETTINGS = {
     "lr": 0.002,
     "lambdas": [1.0, 1.0, 1.0],
     "aux": 0.4,
+    "threshold": 0.5,           # of the map, which a checkpoint holds beside them
 }
 METHODS = ["Deepfakes", "FaceSwap", "Face2Face", "NeuralTextures"]
 
@@ -135,18 +136,6 @@ def test_pixels_are_counted_by_truth_and_by_level_of_the_map():
     assert counts[0, 0, 0] == counts[0, 1, 500] == counts[1, 1, 999] == counts[1, 0, 250] == 1
 
 
-def test_the_area_under_the_roc_curve_is_the_auc():
-    rng = np.random.default_rng(4)
-    labels = rng.integers(0, 2, 50)
-    scores = rng.integers(0, 9, 50) / 9
-    false_rates, true_rates = evaluate.roc(labels, scores)
-    assert (false_rates[0], true_rates[0]) == (0, 0)
-    assert (false_rates[-1], true_rates[-1]) == (1, 1)
-    assert np.trapezoid(true_rates, false_rates) == pytest.approx(counted_auc(labels, scores))
-    assert evaluate.roc([1, 1], [0.2, 0.3]) is None
-    assert evaluate.roc([0, 0], [0.2, 0.3]) is None
-
-
 def test_accuracy_is_at_one_half_and_by_class():
     labels = np.array([0, 0, 0, 1])
     scores = np.array([0.5, 0.2, 0.7, 0.6])
@@ -201,6 +190,68 @@ def test_four_videos_of_a_class_have_no_interval():
     assert evaluate.intervals(np.arange(10) < 5, np.ones(10), np.arange(10)) != {}
 
 
+# ---------------------------------------------------------------- the map and a constant mask
+def brute_force_constant(masks):
+    """The best mean IoU of a level set of the mean mask, frame by frame in plain loops."""
+    mean = masks.mean(axis=0)
+    best = 0.0
+    for threshold in [k / 20 for k in range(1, 20)]:
+        constant = mean > threshold
+        if not constant.any():
+            continue
+        ious = [(mask & constant).sum() / (mask | constant).sum() for mask in masks]
+        best = max(best, float(np.mean(ious)))
+    return best
+
+
+def test_the_constant_mask_is_the_best_level_set_of_the_mean():
+    rng = np.random.default_rng(0)
+    masks_seen = rng.random((12, 40)) < rng.random(40)
+    found = evaluate.constant_mask(masks_seen)
+    assert found["iou_constant"] == pytest.approx(brute_force_constant(masks_seen))
+
+
+def test_a_constant_mask_is_perfect_where_all_masks_are_equal():
+    one = np.zeros((5, 30), bool)
+    one[:, 3:9] = True
+    assert evaluate.constant_mask(one) == {"iou_constant": 1.0, "inside_constant": 1.0,
+                                           "pixel_auc_constant": 1.0}
+
+
+def test_the_mean_mask_as_a_map_has_the_pixel_auc_of_counting():
+    rng = np.random.default_rng(1)
+    masks_seen = rng.random((6, 25)) < rng.random(25)
+    scores = np.tile(masks_seen.mean(axis=0), 6)
+    expected = counted_auc(masks_seen.ravel().astype(int), scores)
+    assert evaluate.constant_mask(masks_seen)["pixel_auc_constant"] == pytest.approx(expected)
+
+
+def test_without_a_forged_pixel_there_is_no_constant_mask():
+    for masks_seen in (np.zeros((0, 9), bool), np.zeros((4, 9), bool)):
+        assert set(evaluate.constant_mask(masks_seen).values()) == {None}
+
+
+def test_overlap_leaves_out_frames_where_both_are_empty():
+    first = np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1]], bool)
+    second = np.array([[1, 0, 0], [0, 0, 0], [0, 1, 0]], bool)
+    assert evaluate.overlap(first, second) == pytest.approx((0.5 + 0.0) / 2)
+
+
+def test_the_numbers_of_a_map_by_hand():
+    """A 4 x 4 map: 0.9 in the left half, 0.3 in the right; the mask is the upper half."""
+    probs = torch.full((1, 4, 4), 0.3)
+    probs[:, :, :2] = 0.9
+    mask = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    mask[:, :2] = 1
+    iou, marked, inside = evaluate.map_numbers(evaluate.count_levels(probs, mask))
+    assert marked.item() == 0.5
+    assert inside.item() == 0.5
+    by_threshold = dict(zip(evaluate.THRESHOLDS.round(2), iou[0].tolist()))
+    assert by_threshold[0.2] == pytest.approx(8 / 16)       # all of the picture is marked
+    assert by_threshold[0.5] == pytest.approx(4 / 12)
+    assert by_threshold[0.95] == 0
+
+
 # ---------------------------------------------------------------- rows of a table
 def videos_named(*names):
     """Videos without frames, from (method, id)."""
@@ -210,7 +261,7 @@ def videos_named(*names):
 def predictions(scores, video, videos):
     """What predict returns of a network without a map."""
     return {"score": np.array(scores), "video": np.array(video),
-            "iou": np.full(len(scores), np.nan), "levels": np.zeros((len(videos), 2, 4))}
+            "has_mask": np.zeros(len(scores), bool), "levels": np.zeros((len(videos), 2, 4))}
 
 
 def test_videos_of_one_name_in_two_methods_stay_two():
@@ -260,6 +311,7 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(masked_tree):
     owners = []
     overlaps = []
     forged = []
+    fake_methods = []
     maps = []
     for path in pictures:
         if path.parent.name not in ("953", "974", "953_974", "974_953"):    # the test split
@@ -277,6 +329,7 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(masked_tree):
             overlaps.append((mask & upper).sum() / (mask | upper).sum())
             _, found_maps = evaluate.judge(Stub(), [picture], SETTINGS)
             forged.append(mask)
+            fake_methods.append(method)
             maps.append(found_maps[0])
     scores = np.array(scores)
     labels = np.array(labels)
@@ -299,8 +352,19 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(masked_tree):
     assert result["iou"] == pytest.approx(np.mean(overlaps), abs=1e-6)
     pixels = ranked_auc(np.stack(forged), np.stack(maps))
     assert result["pixel_auc"] == pytest.approx(pixels, abs=2e-3)           # in steps of 0.001
-    false_rates, true_rates = result["roc"]["frame"]
-    assert np.trapezoid(true_rates, false_rates) == pytest.approx(result["frame_auc"])
+    marked_real = [found.mean() for found in [upper] * 6]           # the map is the same everywhere
+    assert result["marked_real"] == pytest.approx(np.mean(marked_real))
+    inside = [mask[upper].mean() for mask in forged]
+    assert result["inside"] == pytest.approx(np.mean(inside))
+    own = []                                    # the best mask for each method, then the mean
+    for method in METHODS:
+        of_method = np.stack([mask for mask, name in zip(forged, fake_methods) if name == method])
+        constant = brute_force_constant(of_method.reshape(len(of_method), -1))
+        assert result["methods"][method]["iou_constant"] == pytest.approx(constant)
+        own.append(constant)
+    assert result["iou_constant_each"] == pytest.approx(np.mean(own))
+    everything = brute_force_constant(np.stack(forged).reshape(len(forged), -1))
+    assert result["iou_constant"] == pytest.approx(everything)
     assert list(result["methods"]) == METHODS
     chosen = np.isin(methods, ["youtube", "Face2Face"])
     row = result["methods"]["Face2Face"]
@@ -341,7 +405,7 @@ def test_without_masks_localization_is_not_available_and_nothing_is_written(tiny
     assert result["masked_frames"] == 0
     assert result["iou"] is None
     assert result["pixel_auc"] is None
-    assert "n/a" in evaluate.table([result])
+    assert "IoU" not in evaluate.table([result])
     assert not list(tiny_tree.glob("**/masks_ssim"))
 
 
@@ -385,8 +449,7 @@ def test_five_classes_give_one_minus_the_chance_of_real(network, tiny_tree):
     net = network(np.log([0.3, 0.1, 0.2, 0.25, 0.15]).tolist())
     found = evaluate.predict(net, videos, SETTINGS)
     np.testing.assert_allclose(found["score"], 0.7, rtol=1e-6)
-    assert np.isnan(found["iou"]).all()
-    assert found["levels"].sum() == 0
+    assert found["levels"].sum() == 0           # no frame has a mask here
 
 
 def test_scores_close_to_one_do_not_tie():
@@ -413,7 +476,7 @@ def test_features_are_what_the_last_layers_read(name, tiny_tree):
     """Fig. 5: the last layers, given the features, say what the network said."""
     videos = data.list_videos("ff++", tiny_tree, "c23", "test")
     net = random_network(model=name)
-    found = evaluate.predict(net, videos, SETTINGS, with_features=True)
+    found = evaluate.predict(net, videos, SETTINGS, keep=("features",))
     frames = [np.asarray(Image.open(frame)) for video in videos for frame in video.frames]
     output = net(to_input(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)))
     features = torch.from_numpy(found["features"])
@@ -421,7 +484,7 @@ def test_features_are_what_the_last_layers_read(name, tiny_tree):
         torch.testing.assert_close(net.f_mlp.f_mlp(features), output.cls_logits)
     else:
         torch.testing.assert_close(net.fc(features), output)
-    assert evaluate.predict(net, videos, SETTINGS, limit=1)["features"] is None
+    assert "features" not in evaluate.predict(net, videos, SETTINGS, limit=1)
 
 
 # ---------------------------------------------------------------- the command line
@@ -472,6 +535,8 @@ def test_as_a_program_it_ends_without_traceback(tmp_path):
     ("--image x.png", "--checkpoint"),
     ("--checkpoint a b --image x.png", "one --checkpoint"),
     ("--checkpoint a --video x.mp4 --crop none", "--crop none"),
+    ("--checkpoint a --video x.mp4 --frames 501", "500"),
+    ("--checkpoint a --video x.mp4 --image x.png", "together"),
     ("--checkpoint a --data ff++ demo --root x", "--root"),
     ("--checkpoint a --workers -1", "--workers"),
     ("--checkpoint a --batch-size 0", "--batch-size"),
@@ -508,6 +573,48 @@ def test_every_broken_picture_is_named_before_the_first_row(
     assert "|" not in said.out
 
 
+def test_scores_that_are_no_numbers_stop_the_evaluation(tiny_tree, tmp_path, monkeypatch, capsys):
+    """A network whose statistics are damaged answers NaN; it used to be scored 0.500."""
+    checkpoint = write_checkpoint(tmp_path / "run" / "best.pt")
+    kept = torch.load(checkpoint, weights_only=True)
+    kept["model"]["backbone.bn1.running_var"][0] = float("nan")
+    torch.save(kept, checkpoint)
+    sentence = stopped(monkeypatch, capsys, "--checkpoint", checkpoint, "--root", tiny_tree,
+                       "--workers", 0, "--device", "cpu")
+    assert "finite" in sentence
+
+
+def test_testing_with_other_masks_or_batches_does_not_rename_a_run(
+        masked_tree, tmp_path, monkeypatch, capsys):
+    """--json keeps how it was trained; how it was tested stands in the result."""
+    checkpoint = write_checkpoint(tmp_path / "run" / "best.pt")
+    call(monkeypatch, "--checkpoint", checkpoint, "--root", masked_tree, "--workers", 0,
+         "--device", "cpu", "--frames", 1, "--mask", "diff", "--batch-size", 5,
+         "--json", tmp_path / "x.json")
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report[0]["settings"]["mask"] == "ssim"
+    assert report[0]["settings"]["batch_size"] == SETTINGS["batch_size"]
+    assert capsys.readouterr().out.startswith("LiSiam, trained")
+    assert "diff masks" in evaluate.tables([tmp_path / "x.json"])
+
+
+def test_a_broken_picture_stops_figures_without_a_network(tiny_tree, tmp_path, monkeypatch, capsys):
+    path = tiny_tree / "original_sequences/youtube/c23/faces/953/0001.png"
+    path.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--root", tiny_tree, "--figures", tmp_path / "figs")
+    assert str(path) in capsys.readouterr().err
+
+
+def test_the_baseline_does_not_need_whole_masks(masked_tree, tmp_path, monkeypatch, capsys):
+    """It has no map to compare them with."""
+    next(masked_tree.glob("*/FaceSwap/masks_ssim/953_974/*.png")).write_bytes(b"")
+    checkpoint = write_checkpoint(tmp_path / "run" / "best.pt", model="xception")
+    call(monkeypatch, "--checkpoint", checkpoint, "--root", masked_tree, "--workers", 0,
+         "--device", "cpu", "--frames", 1)
+    assert "ff++ c23 test" in capsys.readouterr().out
+
+
 def test_the_map_may_be_compared_with_other_masks_than_it_was_trained_with(
         masked_tree, tmp_path, monkeypatch):
     """There are SSIM masks only."""
@@ -521,13 +628,24 @@ def test_the_map_may_be_compared_with_other_masks_than_it_was_trained_with(
         assert result["masked_frames"] == frames
 
 
-def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_several_runs_are_told_apart_by_their_folders(tmp_path):
     checkpoints = [write_checkpoint(tmp_path / name / "best.pt") for name in ("first", "second")]
-    checkpoints.append(write_checkpoint(tmp_path / "third" / "best.pt", model="xception"))
     args = types.SimpleNamespace(checkpoint=checkpoints, device="cpu", workers=0, batch_size=32,
-                                 mask=None)
-    names = [name for name, _, _ in evaluate.load_runs(args)]
-    assert names == ["LiSiam, first", "LiSiam, second", "Xception"]
+                                 mask=None, figures=None)
+    runs, _ = evaluate.load_runs(args)
+    assert [name for name, _, _ in runs] == ["LiSiam, first", "LiSiam, second"]
+    args.checkpoint = checkpoints[:1]
+    runs, _ = evaluate.load_runs(args)
+    assert runs[0][0] == "LiSiam"
+
+
+def test_figures_of_networks_of_two_sizes_are_refused_before_the_work(
+        tiny_tree, tmp_path, monkeypatch, capsys):
+    checkpoints = [write_checkpoint(tmp_path / str(size) / "best.pt", size=size)
+                   for size in (48, 64)]
+    sentence = stopped(monkeypatch, capsys, "--checkpoint", *checkpoints, "--root", tiny_tree,
+                       "--figures", tmp_path / "figs")
+    assert "different sizes" in sentence
 
 
 # ---------------------------------------------------------------- Tables I to VII
@@ -545,15 +663,16 @@ def test_a_run_is_named_as_in_the_papers_tables(changes, name):
 
 def result_of(quality="c23", **numbers):
     """A result of evaluate, every number 0.5 but those given."""
-    row = dict.fromkeys(evaluate.COLUMNS, 0.5)
-    return {**row, "data": "ff++", "quality": quality, "split": "test", "limit": None,
-            "mask": "ssim", "methods": {}, "intervals": {}, **numbers}
+    row = dict.fromkeys([*evaluate.COLUMNS, *evaluate.MAP_COLUMNS], 0.5)
+    row["iou_by_threshold"] = [k / 100 for k in range(19)]
+    return {**row, "threshold": 0.5, "data": "ff++", "quality": quality, "split": "test",
+            "limit": None, "mask": "ssim", "methods": {}, "intervals": {}, **numbers}
 
 
 def test_a_table_has_a_row_for_all_and_one_for_each_method_and_the_intervals():
-    fakes = dict.fromkeys(evaluate.COLUMNS, 0.25)
+    fakes = {**dict.fromkeys(evaluate.COLUMNS, 0.25), "iou": None}
     result = result_of(frames=30, methods={"FaceSwap": {**fakes, "frames": 12}}, iou=None,
-                       intervals={"frame_auc": [0.912, 0.934]})
+                       frame_acc_real=None, intervals={"frame_auc": [0.912, 0.934]})
     lines = evaluate.table([result]).splitlines()
     assert lines[2].startswith("| ff++ c23 test | all | 30 | 0.500 |")
     assert "n/a" in lines[2]
@@ -561,6 +680,23 @@ def test_a_table_has_a_row_for_all_and_one_for_each_method_and_the_intervals():
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == lines[3].count("|")
     assert "95 %" in lines[4]
     assert "0.912 to 0.934" in lines[4]
+
+
+def test_the_maps_table_has_the_constant_mask_beside_the_map_and_vals_threshold():
+    """"iou_val" is the IoU at the threshold that was best on val, here 0.3."""
+    fakes = result_of(iou=0.31, iou_constant=0.29)
+    result = result_of(iou=0.6, iou_constant=0.44, iou_constant_each=0.51, threshold=0.3,
+                       methods={"FaceSwap": fakes})
+    lines = evaluate.table([result]).splitlines()
+    head = next(line for line in lines if "constant" in line)
+    rows = lines[lines.index(head) + 2:lines.index(head) + 4]
+    whole = dict(zip(head.strip("| ").split(" | "), rows[0].strip("| ").split(" | ")))
+    assert whole["IoU"] == "0.600"
+    assert whole["IoU, val's threshold"] == "0.050"                 # the sixth: 0.30
+    assert whole["IoU of a constant mask"] == "0.440"
+    assert whole["one a method"] == "0.510"
+    assert "| FaceSwap |" in rows[1]
+    assert "constant mask" in lines[-1]                             # a sentence says how to read it
 
 
 def write_report(path, results, **changes):
@@ -583,8 +719,10 @@ def test_tables_average_over_seeds_and_keep_what_differs_apart(tmp_path):
     rows = cells_of(evaluate.tables([*paths, paths[0]]))            # a file twice counts once
     assert rows == [
         ["LiSiam", "ff++ c23", "ff++ c23 test", "2",
-         "25.00 ± 0.00", "97.00 ± 1.41", "75.00 ± 0.00", "90.00 ± 0.00", "n/a"],
-        ["Model-F", "ff++ c23", "ff++ c40 test", "1", "25.00", "50.00", "75.00", "90.00", "n/a"]]
+         "25.00 ± 0.00", "97.00 ± 1.41", "75.00 ± 0.00", "90.00 ± 0.00", "n/a", "50.00 ± 0.00",
+         "50.00 ± 0.00", "n/a"],
+        ["Model-F", "ff++ c23", "ff++ c40 test", "1", "25.00", "50.00", "75.00", "90.00", "n/a",
+         "50.00", "50.00", "n/a"]]
 
 
 def test_tables_name_settings_that_differ_and_a_hasty_test(tmp_path):
@@ -599,7 +737,9 @@ def test_tables_name_settings_that_differ_and_a_hasty_test(tmp_path):
     assert len([row for row in rows if "2 frames a video" in row[2]]) == 1
 
 
-@pytest.mark.parametrize("text", ["", "[]x", '{"a": 1}', "[1]", "null"])
+@pytest.mark.parametrize("text", [
+    "", "[]x", '{"a": 1}', "[1]", "null", '[{"settings": {}, "results": []}]',
+    '[{"settings": [], "results": 3}]'])
 def test_a_file_that_holds_no_results_gets_one_sentence(text, tmp_path, monkeypatch, capsys):
     (tmp_path / "x.json").write_text(text)
     sentence = stopped(monkeypatch, capsys, "--tables", tmp_path / "x.json")
@@ -801,7 +941,7 @@ def test_every_figure_is_drawn_from_a_tree_and_two_networks(
     drawn = {path.stem for path in folder.iterdir()}
     assert {"fig3_masks", "fig4_degradations", "fig6_segmentation", "fig7_gradcam",
             "fig8_gradcam_quality"} <= drawn
-    assert ("pip install matplotlib" in said) != ({"roc", "sweep"} <= drawn)
+    assert ("pip install matplotlib" in said) != ("sweep" in drawn)
     assert ("pip install" in said) != ("fig5_tsne" in drawn)
 
     report = json.loads((tmp_path / "out.json").read_text())
@@ -814,7 +954,8 @@ def test_every_figure_is_drawn_from_a_tree_and_two_networks(
             if (row["operation"], row["strength"]) in (("resized to this share of the side", 1.0),
                                                        ("blur sigma, px at 299 px", 0.0)):
                 assert row["frame_auc"] == pytest.approx(run["results"][0]["frame_auc"])
-    assert len(cells_of(evaluate.tables([tmp_path / "out.json"]))) == 4
+    points = sum(len(strengths) for _, _, _, strengths, _ in evaluate.SWEEP)
+    assert len(cells_of(evaluate.tables([tmp_path / "out.json"]))) == 2 * (2 + points)
 
     target, source, fakes = faces_of(root)
     columns, rows = sheets["Fig. 6"]
@@ -825,9 +966,9 @@ def test_every_figure_is_drawn_from_a_tree_and_two_networks(
     assert same(rows["input"][2], fakes["DF"])
     assert not np.asarray(rows["SSIM map"][0]).any()                # nothing is forged here
     assert np.asarray(rows["SSIM map"][2]).any()
-    assert set(rows) == {"input", "SSIM map", "LiSiam: map", "LiSiam: mask"}
-    grey_map = np.asarray(rows["LiSiam: map"][2])
-    mask = np.asarray(rows["LiSiam: mask"][2])
+    assert set(rows) == {"input", "SSIM map", "LiSiam, lisiam: map", "LiSiam, lisiam: mask"}
+    grey_map = np.asarray(rows["LiSiam, lisiam: map"][2])
+    mask = np.asarray(rows["LiSiam, lisiam: mask"][2])
     assert (mask[grey_map > 127] == 255).all()                      # 127 itself is 0.498 to 0.502
     assert (mask[grey_map < 127] == 0).all()
     assert 0 < mask.mean() < 255
@@ -848,13 +989,16 @@ def test_every_figure_is_drawn_from_a_tree_and_two_networks(
 
 @pytest.mark.parametrize("missing, kept", [
     ("matplotlib", {"fig3_masks", "fig6_segmentation"}),
-    ("sklearn", {"fig3_masks", "fig6_segmentation", "roc", "sweep"}),
+    ("sklearn", {"fig3_masks", "fig6_segmentation", "sweep"}),
 ])
 def test_without_an_optional_package_the_rest_is_drawn_and_one_line_names_it(
         missing, kept, masked_tree, tmp_path, monkeypatch, capsys):
     if missing == "sklearn":
         pytest.importorskip("matplotlib")
     monkeypatch.setitem(sys.modules, missing, None)                 # as if it were not installed
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", sys.modules.get("matplotlib.figure"))
+    if missing == "matplotlib":
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     checkpoint = write_checkpoint(tmp_path / "run" / "best.pt")
     call(monkeypatch, "--checkpoint", checkpoint, "--root", masked_tree, "--workers", 0,
@@ -862,9 +1006,9 @@ def test_without_an_optional_package_the_rest_is_drawn_and_one_line_names_it(
     drawn = {path.stem for path in (tmp_path / "figs").iterdir()}
     assert kept <= drawn
     assert "fig5_tsne" not in drawn
-    lines = [line for line in capsys.readouterr().out.splitlines() if "pip install" in line]
+    lines = {line for line in capsys.readouterr().out.splitlines() if "pip install" in line}
     assert len(lines) == 1
-    assert ("matplotlib" if missing == "matplotlib" else "scikit-learn") in lines[0]
+    assert ("matplotlib" if missing == "matplotlib" else "scikit-learn") in lines.pop()
 
 
 def test_a_panel_shows_what_training_sees_and_the_maps(tiny_tree, tmp_path, sheets):
@@ -919,25 +1063,13 @@ def test_training_curves_leave_out_what_a_stage_lacks_and_a_torn_line(tmp_path, 
     assert losses["seg"].tolist() == [[1, 3]]
     assert losses["cls"].tolist() == [[2, 2]]
     assert "li" not in losses
-    assert checks["AUC frame"].tolist() == [[2, 0.75]]
-    assert np.isnan(checks["IoU"][:, 1]).all()
-
-
-def test_roc_curves_have_the_points_of_the_results(tmp_path, diagrams):
-    curve = [[0.0, 0.25, 1.0], [0.0, 0.75, 1.0]]
-    result = result_of(frame_auc=0.75, roc={"frame": curve, "video": None})
-    evaluate.roc_curves(evaluate.pyplot(), [("LiSiam", [result])], tmp_path / "roc.png")
-    assert (tmp_path / "roc.png").exists()
-    (_, by_frame), (_, by_video) = diagrams["roc.png"]
-    label = next(label for label in by_frame if "LiSiam" in label)
-    assert "0.75" in label
-    assert by_frame[label].T.tolist() == curve
-    assert len(by_video) == 1                                       # the line of chance alone
+    assert checks["frame_auc"].tolist() == [[2, 0.75]]
+    assert np.isnan(checks["iou"][:, 1]).all()
 
 
 def test_fig_5_colours_the_features_by_forgery(tiny_tree, tmp_path, monkeypatch):
     """With a t-SNE that takes the first two features, whatever is installed."""
-    plt = pytest.importorskip("matplotlib.pyplot")
+    figure = pytest.importorskip("matplotlib.figure").Figure()
 
     class TSNE:
         def __init__(self, **settings):
@@ -957,8 +1089,8 @@ def test_fig_5_colours_the_features_by_forgery(tiny_tree, tmp_path, monkeypatch)
     net = random_network(model="xception")
     videos = data.list_videos("ff++", tiny_tree, "c23", "test")
     runs = [("Xception", net, SETTINGS)]
-    evaluate.figure_5(plt, runs, {"c23": videos, "c40": videos}, tmp_path / "fig5.png")
-    features = evaluate.predict(net, videos, SETTINGS, with_features=True)["features"]
+    evaluate.figure_5(figure, runs, {"c23": videos, "c40": videos}, tmp_path / "fig5.png")
+    features = evaluate.predict(net, videos, SETTINGS, keep=("features",))["features"]
     of_frame = np.repeat([video.method for video in videos], 3)
     assert len(clouds) == 2                                         # a column for each quality
     for cloud in clouds:
@@ -988,7 +1120,7 @@ def test_the_sweep_degrades_what_the_network_sees(tiny_tree):
     net = Contrast()
     rows = evaluate.sweep(net, {**SETTINGS, "batch_size": 30}, videos)
     seen = {}
-    for row, contrast in zip(rows, net.seen, strict=True):
+    for row, contrast in zip(rows, net.seen[1:], strict=True):      # the first as they are
         seen.setdefault(row["operation"].split()[0], []).append((row["strength"], contrast))
     assert list(seen) == ["JPEG", "resized", "blur"]
     untouched = seen["blur"][0][1]
@@ -1008,12 +1140,13 @@ def test_the_sweeps_diagram_has_its_numbers_and_the_trainings_range(tmp_path, di
         for place, strength in enumerate(strengths):
             rows.append({"operation": name, "strength": strength, "frame_auc": 0.9 - 0.1 * place,
                          "iou": None})
-    evaluate.sweep_plot(evaluate.pyplot(), "where", [("LiSiam", rows)], tmp_path / "sweep.png")
+    figure = evaluate.matplotlib_figure()()
+    evaluate.sweep_plot(figure, "where", [("LiSiam", rows)], tmp_path / "sweep.png")
     assert len(diagrams["sweep.png"]) == 3
     _, lines = diagrams["sweep.png"][0]
-    assert lines["LiSiam: AUC frame"][:, 0].tolist() == [100, 80, 60, 40, 20, 5]
-    assert lines["LiSiam: AUC frame"][:, 1] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    assert "LiSiam: IoU" not in lines
+    assert lines["LiSiam: frame_auc"][:, 0].tolist() == [100, 80, 60, 40, 20, 5]
+    assert lines["LiSiam: frame_auc"][:, 1] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    assert "LiSiam: iou" not in lines
 
 
 # ---------------------------------------------------------------- one picture, one video
@@ -1083,7 +1216,7 @@ def test_a_crop_goes_in_as_it_is_and_what_cannot_be_judged_is_named(
     assert f"{crop}: P(fake) 0." in said
     assert "side 64" in said
     assert "no proof" in said
-    assert (tmp_path / "run" / "crop_map.png").exists()
+    assert (tmp_path / "run" / f"{tmp_path.name}_crop.png_map.png").exists()
 
     oblong = tmp_path / "oblong.png"
     scene().save(oblong)
@@ -1093,10 +1226,10 @@ def test_a_crop_goes_in_as_it_is_and_what_cannot_be_judged_is_named(
         call(monkeypatch, "--checkpoint", checkpoint, "--device", "cpu", "--crop", "none",
              "--image", oblong, text, crop)
     assert stop.value.code == 2
-    said = capsys.readouterr().out
-    assert f"{oblong} is not square" in said
-    assert f"{text} cannot be read" in said
-    assert f"{crop}: P(fake) 0." in said
+    said = capsys.readouterr()
+    assert f"{oblong} is not square" in said.err
+    assert f"{text} cannot be read" in said.err
+    assert f"{crop}: P(fake) 0." in said.out
 
 
 def bright_faces(frame):
@@ -1121,10 +1254,11 @@ def test_in_a_photograph_the_largest_face_is_judged(tmp_path, monkeypatch, capsy
         call(monkeypatch, "--checkpoint", checkpoint, "--device", "cpu", "--image", photo, dark,
              "--figures", tmp_path / "drawn")
     assert stop.value.code == 2
-    said = capsys.readouterr().out
-    assert re.search(r"photo\.png: P\(fake\) 0\.\d+ at x 34, y 34, side 52", said)
-    assert "dark.png: no face found" in said
-    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["photo_map.png"]
+    said = capsys.readouterr()
+    assert re.search(r"photo\.png: P\(fake\) 0\.\d+ at x 34, y 34, side 52", said.out)
+    assert "dark.png: no face found" in said.err
+    drawn = [path.name for path in (tmp_path / "drawn").iterdir()]
+    assert drawn == [f"{tmp_path.name}_photo.png_map.png"]
 
 
 def test_a_video_is_the_mean_of_its_frames(tmp_path, monkeypatch, capsys):
@@ -1147,4 +1281,4 @@ def test_a_video_is_the_mean_of_its_frames(tmp_path, monkeypatch, capsys):
     assert "clip.mp4: P(fake) 0." in said
     assert "3 frames" in said
     assert "x 34, y 34, side 52" in said
-    assert (tmp_path / "run" / "clip_map.png").exists()
+    assert list((tmp_path / "run").glob("*clip.mp4_map.png"))

@@ -702,3 +702,48 @@ def test_real_videos_become_crops_and_what_is_wrong_with_them_is_named(tmp_path,
     (sentence,) = data.cut_job(job)
     assert sentence.startswith(str(real)) and sentence.endswith("(2 videos not cut)")
     assert not any(folder.exists() for _, folder in job.outputs)
+
+
+# ---------------------------------------------------------------- nothing wrong in silence
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
+def test_a_truncated_video_is_no_shorter_video(tmp_path, monkeypatch, share):
+    """H.264 with its index first: half of the file gives half of the frames, but with an error."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    video = tmp_path / REAL / "c23/videos/071.mp4"
+    video.parent.mkdir(parents=True)
+    writer = imageio_ffmpeg.write_frames(str(video), (128, 48), codec="libx264", quality=8,
+                                         output_params=["-movflags", "+faststart"])
+    writer.send(None)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        writer.send(rng.integers(0, 256, (48, 128, 3), dtype=np.uint8).tobytes())
+    writer.close()
+    content = video.read_bytes()
+    video.write_bytes(content[:int(share * len(content))])
+    monkeypatch.setattr(data, "load_detector", lambda: lambda frame: [(0, 0, 128, 48)])
+    job = job_of(tmp_path)
+    sentences = data.cut_job(job)
+    assert str(video) in sentences[0]
+    assert not job.boxes.exists()
+
+
+@pytest.mark.parametrize("text", [
+    '{"0": [0, 0, 1e999, 96]}', '{"0": [1, 2]}', '{"0": [-9, -9, 8, 96]}', '{"0": [0.5, 0, 8, 96]}',
+    '{"0": [0, 0, 97, 96]}'])
+def test_boxes_that_are_none_are_damaged(tmp_path, made_up, text):
+    job = job_of(make_tree(tmp_path))
+    job.boxes.parent.mkdir(parents=True)
+    job.boxes.write_text(text)
+    (sentence,) = data.cut_job(job)
+    assert sentence == f"{job.boxes} is damaged; delete it (4 videos not cut)"
+
+
+def test_crops_that_were_not_cut_here_are_not_deleted(tmp_path, made_up, capsys):
+    """Without any boxes they are somebody else's: the sentence asks to move them."""
+    make_tree(tmp_path)
+    foreign = tmp_path / REAL / "c23/faces/071/0000.png"
+    foreign.parent.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(foreign)
+    sentence = stopped(capsys, data.faces, "ff++", tmp_path, 1)
+    assert str(foreign.parent) in sentence
+    assert foreign.exists()

@@ -278,3 +278,39 @@ def test_of_two_runs_at_once_one_is_killed_and_the_other_makes_every_mask(tmp_pa
     assert other.returncode == 0, errors
     assert masks_under(tree) == masks_under(whole)
     assert len(masks_under(tree)) == 24 * 20
+
+
+# ---------------------------------------------------------------- what masks were made from
+def stop_of(capsys, tree):
+    """What is said on standard error when masks.py cannot do all."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        masks.write_masks("ff++", tree, "ssim", 1)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_masks_from_c40_are_named_when_a_better_quality_arrives(tmp_path, capsys):
+    """READING Sec. III-E: quality.txt beside the masks says what they were made from."""
+    tree = write_tiny_tree(tmp_path, ("c40",))
+    masks.write_masks("ff++", tree, "ssim", 1)
+    assert masks.write_masks("ff++", tree, "ssim", 1) == 24
+    poor = masks_under(tree)
+    write_tiny_tree(tmp_path, ("c23",))
+    said = stop_of(capsys, tree)
+    assert said.count("was made from c40, and c23 is there now: delete it") == 24
+    assert masks_under(tree) == poor
+    for folder in tree.glob("manipulated_sequences/*/masks_ssim"):
+        shutil.rmtree(folder)
+    assert masks.write_masks("ff++", tree, "ssim", 1) == 24
+    assert masks_under(tree) != poor
+
+
+def test_a_broken_mask_is_named_and_the_others_are_kept(masked_tree, capsys):
+    path = masked_tree / "manipulated_sequences/FaceSwap/masks_ssim/071_054/0001.png"
+    path.write_bytes(b"")
+    said = stop_of(capsys, masked_tree)
+    assert str(path) in said
+    assert "delete it" in said
+    path.unlink()
+    assert masks.write_masks("ff++", masked_tree, "ssim", 1) == 24

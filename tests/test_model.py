@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from model import (
     LiSiam, MaskGuidedTransformer, OCR, SeparableConvUnit, Xception, XceptionClassifier,
-    build_network, load_network, load_xception_weights, scale_channels, split_real_fake, to_input)
+    autocast, build_network, load_network, load_xception_weights, precision, scale_channels,
+    split_real_fake, to_input)
 
 # 32, 64, 128, 256, 512, 728, 1024, 2048 channels become 8, 8, 8, 16, 24, 40, 48, 104.
 WIDTH = 0.05
@@ -607,7 +608,11 @@ def test_the_stages_modules_split_every_parameter(transformer):
 
 
 # ---------------------------------------------------------------- what a network needs to exist
-SETTINGS = {"model": "lisiam", "width": WIDTH, "num_classes": 5, "transformer": True}
+SETTINGS = {
+    "data": "ff++", "quality": "c23", "mask": "ssim", "out": "runs/x", "seed": 0, "size": 48,
+    "model": "lisiam", "variant": "A", "iqd": False,
+    "width": WIDTH, "num_classes": 5, "transformer": True,
+}
 
 
 def test_to_input_is_torchvisions_scaling_and_keeps_the_order_of_the_channels():
@@ -643,14 +648,42 @@ def test_a_checkpoint_comes_back_as_the_network_of_its_run(model, tmp_path):
     settings = {**SETTINGS, "model": model}
     net = settled(build_network(settings)).float()
     path = tmp_path / "best.pt"
-    torch.save({"model": net.state_dict(), "settings": settings, "iteration": 9}, path)
+    torch.save({"model": net.state_dict(), "settings": settings, "iteration": 9,
+                "threshold": 0.35}, path)
     loaded, got = load_network(path)
-    assert got == settings
+    assert got == {**settings, "threshold": 0.35}           # of the map, best on val
     assert type(loaded) is type(net)
     assert not loaded.training
     assert loaded.backbone.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, net.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name, value", [
+    ("width", 8.0), ("width", "0.05"), ("width", 0.0), ("size", 10 ** 9), ("size", 48.0),
+    ("num_classes", 3), ("num_classes", 10 ** 9), ("transformer", 1), ("mask", None), ("out", 7)])
+def test_settings_of_another_kind_or_of_absurd_size_build_nothing(
+        name, value, tmp_path, monkeypatch):
+    """A width of 8 would take 8.5 GB before its weights are found not to fit."""
+    monkeypatch.setattr("model.build_network", lambda settings: pytest.fail("it was built"))
+    torch.save({"model": {}, "settings": {**SETTINGS, name: value}}, tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="best.pt is not a checkpoint"):
+        load_network(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.0, "0.5", None])
+def test_a_threshold_that_is_none_is_refused(threshold, tmp_path):
+    net = build_network(SETTINGS)
+    torch.save({"model": net.state_dict(), "settings": SETTINGS, "threshold": threshold},
+               tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="best.pt is not a checkpoint"):
+        load_network(tmp_path / "best.pt")
+
+
+def test_on_the_cpu_the_network_runs_in_float32():
+    assert precision("cpu") == torch.float32
+    with autocast("cpu"):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
 
 
 # ---------------------------------------------------------------- Sec. IV-B: weights that fit
@@ -881,7 +914,8 @@ def test_imagenet_weights_are_downloaded_once(hub, monkeypatch):
     that is there."""
     urls = []
 
-    def download(url, target):
+    def download(url, target, hash_prefix):
+        assert hash_prefix in url
         urls.append(url)
         torch.save(IMAGENET, target)
 
@@ -896,7 +930,7 @@ def test_imagenet_weights_are_downloaded_once(hub, monkeypatch):
 
 @pytest.mark.parametrize("failure", [URLError("no route to host"), OSError(28, "disk full")])
 def test_a_failing_download_says_what_to_do_instead(failure, hub, monkeypatch):
-    def download(url, target):
+    def download(url, target, hash_prefix):
         raise failure
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
@@ -915,7 +949,7 @@ def test_a_folder_that_cannot_be_made_says_what_to_do_instead(hub):
 def test_a_download_that_was_cut_off_is_to_be_deleted(hub, monkeypatch):
     """A connection that closes early leaves a short file under the right name, which every later
     run meets, too."""
-    def download(url, target):
+    def download(url, target, hash_prefix):
         torch.save(PORT, target)
         hub.write_bytes(hub.read_bytes()[:-5000])
 

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def run(tree, out, iterations, *flags):
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch):
     """As without matplotlib, to save time; test_evaluate.py draws training curves."""
-    monkeypatch.setattr(evaluate, "pyplot", lambda: None)
+    monkeypatch.setattr(evaluate, "matplotlib_figure", lambda: None)
 
 
 def read(path):
@@ -286,11 +287,11 @@ def give_auc(monkeypatch, values):
     monkeypatch.setattr(evaluate, "summarize", row_with_next_value)
 
 
-def test_best_is_the_first_of_the_highest_val_auc(masked_tree, tmp_path, monkeypatch):
-    """It is looked at from stage 2 on, which begins with iteration 2."""
+def test_best_is_the_last_of_the_highest_val_auc(masked_tree, tmp_path, monkeypatch):
+    """It is looked at from stage 2 on, from iteration 2; of equals the later has trained longer."""
     give_auc(monkeypatch, [0.5, 0.75, 0.25, 0.75])
     run(masked_tree, tmp_path / "run", (1, 2, 2), "--eval-every", 1)
-    assert read(tmp_path / "run" / "best.pt")["iteration"] == 3
+    assert read(tmp_path / "run" / "best.pt")["iteration"] == 5
 
 
 def test_what_validation_logs_is_what_evaluate_finds(masked_tree, tmp_path, capsys):
@@ -331,6 +332,10 @@ def test_looking_at_the_network_does_not_change_it(masked_tree, tmp_path):
     ("--save-every 0", "--save-every"),
     ("--eval-every 0", "--eval-every"),
     ("--val-frames -1", "--val-frames"),
+    ("--val-frames 0", "--val-frames"),
+    ("--iterations 0 0 0", "--iterations"),
+    ("--out=", "--out"),
+    ("--root=", "--root"),
     ("--workers -1", "--workers"),
     ("--batch-size 1", "--batch-size"),
     ("--size 22", "--size"),
@@ -414,16 +419,30 @@ def test_a_picture_that_breaks_later_stops_the_run_with_its_path(workers, tiny_t
     assert len(sentence.splitlines()) == 1
 
 
-@pytest.mark.parametrize("lr, last", [(1e18, 1), (3e38, 0)])
+@pytest.mark.parametrize("lr", [1e18, 3e38])
 def test_a_loss_or_weight_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
-        lr, last, masked_tree, tmp_path, capsys):
-    """1e18: the second loss is NaN. 3e38: the first loss is finite, the weights after it not."""
+        lr, masked_tree, tmp_path, capsys):
+    """The first loss is finite, the weights after it are not."""
     flags = command(masked_tree, tmp_path / "run", (30, 0, 0), "--lr", lr, "--save-every", 1,
                     "--lambdas", 99, 99, 99)
     assert "--lr" in stopped(capsys, *flags)
     kept = read(tmp_path / "run" / "last.pt")
-    assert kept["iteration"] == last
+    assert kept["iteration"] == 0
     assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+
+
+def test_a_statistic_that_is_not_finite_stops_the_run(masked_tree, tmp_path, capsys):
+    """BatchNorm's running mean is no parameter, and nothing of training reads it."""
+    build = train.build_network
+
+    def broken(settings):
+        net = build(settings)
+        net.backbone.bn1.running_mean[0] = float("inf")
+        return net
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_network", broken)
+        flags = command(masked_tree, tmp_path / "run", (30, 0, 0), "--save-every", 1)
+        assert "norm" in stopped(capsys, *flags)
 
 
 # ---------------------------------------------------------------- kill and resume
@@ -442,6 +461,94 @@ def test_a_folder_with_a_run_and_a_resume_with_other_settings_are_refused(
     assert (out / "last.pt").read_bytes() == whole
     (out / "last.pt").write_bytes(b"torn")
     assert "not a checkpoint" in stopped(capsys, *again, "--resume")
+
+
+def test_a_new_run_makes_its_log_before_anything_else_so_there_can_be_one(
+        masked_tree, tmp_path, capsys):
+    """Two runs that start at once in one folder: the second finds the first one's log."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "log.jsonl").write_text("")
+    assert "already holds a run" in stopped(capsys, *command(masked_tree, out, (1, 1, 1)))
+    assert [path.name for path in out.iterdir()] == ["log.jsonl"]
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tiny_tree, tmp_path, capsys):
+    """So the same command can be given again, once the picture is mended."""
+    out = tmp_path / "run"
+    path = tiny_tree / "original_sequences/youtube/c23/faces/071/0001.png"
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    flags = command(tiny_tree, out, (1, 1, 1))
+    with pytest.raises(SystemExit):
+        train.main(flags)
+    assert str(path) in capsys.readouterr().err
+    assert not out.exists()
+    path.write_bytes(whole)
+    train.main(flags)
+    assert read(out / "last.pt")["iteration"] == 3
+
+
+def test_weights_that_cannot_be_had_are_said_before_masks_are_made(tiny_tree, tmp_path, capsys):
+    flags = command(tiny_tree, tmp_path / "run", (1, 1, 1), "--pretrained", "typo.pth")
+    assert "typo.pth" in stopped(capsys, *flags)
+    assert not list(tiny_tree.glob("*/*/masks_ssim"))
+
+
+def test_of_two_resumed_runs_in_one_folder_the_one_that_finds_the_others_file_stops(
+        masked_tree, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    flags = command(masked_tree, out, (1, 1, 4), "--save-every", 1)
+    with ctrl_c_after_the_save_of(3, out, monkeypatch):
+        train.main(flags)
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    step_loss = train.step_loss
+
+    def step_while_another_run_saves(*arguments):
+        os.replace(other / "last.pt", out / "last.pt")
+        monkeypatch.setattr(train, "step_loss", step_loss)
+        return step_loss(*arguments)
+    monkeypatch.setattr(train, "step_loss", step_while_another_run_saves)
+    assert "another run has written" in stopped(capsys, *flags, "--resume")
+    assert read(out / "last.pt")["iteration"] == 3
+
+
+def test_a_best_pt_is_no_run_to_go_on_with(masked_tree, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = command(masked_tree, out, (0, 1, 1))
+    train.main(flags)
+    os.replace(out / "best.pt", out / "last.pt")
+    assert "no run to go on with" in stopped(capsys, *flags, "--resume")
+
+
+def test_what_a_killed_save_left_is_swept_up_by_resume(masked_tree, tmp_path):
+    out = tmp_path / "run"
+    flags = command(masked_tree, out, (1, 0, 0))
+    train.main(flags)
+    (out / ".last.pt.0123abcd.part").write_bytes(b"half")
+    train.main([*flags, "--resume"])
+    assert not list(out.glob(".*"))
+
+
+def test_an_optimizers_state_takes_on_the_habits_of_the_device():
+    """A state saved on CUDA asks for fused kernels, which the CPU must not take over."""
+    settings = {**train.PAPER, "device": "cpu"}
+    weight = torch.nn.Parameter(torch.ones(3))
+    first = train.make_optimizer([weight], settings)
+    weight.grad = torch.ones(3)
+    first.step()
+    state = first.state_dict()
+    state["param_groups"][0]["fused"] = True
+    again = train.make_optimizer([weight], settings, state)
+    assert again.param_groups[0]["fused"] is False
+    assert torch.equal(again.state[weight]["momentum_buffer"], torch.full((3,), 1 + 5e-4))
+
+
+def test_another_seed_has_another_folder():
+    assert train.parse_arguments(["--data", "demo"])["out"] == "runs/demo"
+    named = train.parse_arguments(["--data", "ff++", "--seed", "3", "--variant", "G"])["out"]
+    assert named == "runs/ff++-c23-lisiam-G-seed3"
 
 
 @contextlib.contextmanager
@@ -639,6 +746,9 @@ def loss_and_gradients(net, clean, degraded, labels, mask):
     return loss.detach()
 
 
+SHARED = {"lambdas": [1, 1, 1], "aux": 0.4, "device": "cpu"}
+
+
 def half_of_the_batch(rank, folder):
     """One of two gloo processes: half of a batch through train.py's wrapper, BatchNorm fixed."""
     torch.distributed.init_process_group(
@@ -648,7 +758,7 @@ def half_of_the_batch(rank, folder):
     model, batch = torch.load(folder / "batch.pt", weights_only=True)
     net = LiSiam(0.02)
     net.load_state_dict(model)
-    parallel = train.parallel_network(net.eval(), {"lambdas": [1, 1, 1], "aux": 0.4}, 2)
+    parallel = train.parallel_network(net.eval(), SHARED, 2)
     half = [tensor[2 * rank:2 * rank + 2] for tensor in batch]
     loss = loss_and_gradients(parallel, *half)
     torch.distributed.all_reduce(loss)
@@ -719,6 +829,34 @@ train.main(sys.argv[2:])
 weights = dict(networks[0].named_parameters())
 torch.save([drawn, seeds, weights], f"{sys.argv[1]}/rank{os.environ['RANK']}.pt")
 """
+
+
+def test_several_processes_do_not_write_masks(tiny_tree, tmp_path, monkeypatch, capsys):
+    """It may take half an hour, and the others would wait: the sentence says what to run first."""
+    monkeypatch.setattr(train, "join_processes", lambda settings: (0, 2))
+    monkeypatch.setattr(train, "wait_for_all", lambda world: None)
+    sentence = stopped(capsys, *command(tiny_tree, tmp_path / "run", (1, 1, 1)))
+    assert "python masks.py" in sentence
+    assert not list(tiny_tree.glob("*/*/masks_ssim"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_it_trains_saves_resumes_validates_and_is_tested(
+        masked_tree, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    flags = command(masked_tree, out, (2, 2, 4), "--save-every", 2, "--eval-every", 2)
+    flags[flags.index("--device") + 1] = "cuda"
+    with ctrl_c_after_the_save_of(6, out, monkeypatch):
+        train.main(flags)
+    train.main([*flags, "--resume"])
+    assert list(steps_of(out)) == [2, 4, 6, 8]
+    assert all(tensor.isfinite().all() for tensor in read(out / "last.pt")["model"].values())
+    arguments = ["--checkpoint", out / "best.pt", "--root", masked_tree, "--workers", 0,
+                 "--device", "cuda", "--json", tmp_path / "test.json"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    evaluate.main()
+    result = json.loads((tmp_path / "test.json").read_text())[0]["results"][0]
+    assert (result["frames"], result["masked_frames"]) == (30, 24)
 
 
 @pytest.mark.parametrize("flags", [[], ["--lambdas", 0, 1, 0]])
