@@ -181,8 +181,9 @@ def official_split(dataset, root):
         return celeb_test_list(root)
     splits = {}
     for split in ("train", "val", "test"):
-        pairs = [pair.split("_") for pair in FFPP_PAIRS[split].split()]
-        if dataset == "demo":
+        if dataset == "ff++":
+            pairs = [pair.split("_") for pair in FFPP_PAIRS[split].split()]
+        else:
             pairs = demo_pairs(Path(root) / "splits" / f"{split}.json")
         for a, b in pairs:                      # two real videos, and the fakes made of them
             splits["real", a] = splits["real", b] = split
@@ -213,7 +214,8 @@ def celeb_test_list(root):
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         label, _, name = line.strip().partition(" ")
         method, _, file = name.partition("/")
-        if label and (method not in CELEB_FOLDERS or label != str(int(not is_fake(method)))):
+        expected = "0" if is_fake(method) else "1"
+        if label and (method not in CELEB_FOLDERS or label != expected):
             stop(f"{path} says {line!r}, not '1 YouTube-real/00170.mp4'; is it the official list?")
         if label:
             splits[method, Path(file).stem] = "test"
@@ -265,8 +267,10 @@ def list_videos(dataset, root, quality, split, mask="ssim"):
     videos = []
     for method, folder in method_folders(dataset, root, quality).items():
         for path in visible(crops_folder(folder, mask)):
+            if splits.get((method, path.name)) != split:
+                continue
             frames = visible(path, "*.png")
-            if frames and splits.get((method, path.name)) == split:
+            if frames:
                 videos.append(Video(dataset, method, path.name, int(is_fake(method)), frames))
     return videos
 
@@ -300,11 +304,19 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
          + advice)
 
 
+def mask_of(video, frame, mask):
+    """The path of a frame's mask; None for a real frame, where there is none, or for mask None."""
+    if mask is None or not video.label or video.dataset not in TRAINABLE:
+        return None
+    path = mask_path(frame, mask)
+    return path if path.exists() else None
+
+
 def drawable_frames(video, mask):
     """The frames that training may draw: a real video's, a fake's with a mask; mask None: all."""
     if mask is None or not video.label:
         return video.frames
-    return [frame for frame in video.frames if mask_path(frame, mask).exists()]
+    return [frame for frame in video.frames if mask_of(video, frame, mask)]
 
 
 def training_videos(dataset, root, quality, mask, needs_masks=True):
@@ -350,7 +362,7 @@ def read_face(path, size):
 
 
 def read_mask(path, size):
-    """X_gt as (size, size) uint8, 1 = manipulated; on disk white is. Nearest keeps it binary."""
+    """X_gt as (size, size) uint8, 1 = manipulated, which is 255 on disk; resized by nearest."""
     mask = read_image(path).convert("L")
     if mask.getextrema()[1] == 1:
         raise ValueError(f"{path} holds 0 and 1; on disk a mask is 0 and 255")
@@ -429,9 +441,11 @@ class TrainingPairs(torch.utils.data.Dataset):
     A pure function of (seed, n): the same whatever the loading processes, GPUs or restarts. mask:
     ssim, diff, given, or None where no mask is needed (all are zeros then).
     READING Sec. IV-A3: 30 frames a video are given, but not what an epoch is. As in the authors'
-    release it lists each fake once and each real as often as there are methods (720 * 4 + 2880 =
-    5760 = 180 batches of 32), and takes one random frame of each.
+    release it lists each fake once and each real as often as there are fakes to it (720 * 4 + 2880
+    = 5760 = 180 batches of 32), and takes one random frame of each.
     READING Sec. IV-E: with five classes each real is listed once, so that all classes are equal.
+    DEPARTURE Sec. IV-F: the clean branch is "without data augmentation", as the text says; the
+    release scales, crops, flips and shuffles patches of both.
     """
 
     def __init__(self, videos, size, seed=0, num_classes=2, mask="ssim"):
@@ -500,12 +514,8 @@ class TestFrames(torch.utils.data.Dataset):
         self.degradation = degradation
         self.items = []                         # (video's index, frame, its mask or None)
         for index, video in enumerate(videos):
-            masked = set()
-            if mask and video.label and video.dataset in TRAINABLE:
-                masked = set(drawable_frames(video, mask))
             for frame in evenly_spread(video.frames, limit or len(video.frames)):
-                path = mask_path(frame, mask) if frame in masked else None
-                self.items.append((index, frame, path))
+                self.items.append((index, frame, mask_of(video, frame, mask)))
 
     def __len__(self):
         return len(self.items)
@@ -533,19 +543,16 @@ def each_batch(loader):
 def broken_files(video, mask):
     """A sentence for each of a video's pictures, and masks if any are used, that is of no use."""
     sentences = []
-    masked = []
-    if mask and video.label and video.dataset in TRAINABLE:
-        masked = drawable_frames(video, mask)
     for frame in video.frames:
         try:
-            size = read_image(frame).size
-            if size[0] != size[1]:              # and so are all others of this video
+            width, height = read_image(frame).size
+            if width != height:                 # and so are all others of this video
                 return [f"{frame.parent} holds full frames, not square face crops; cut them first: "
                         "python data.py faces"]
-            if frame in masked:
-                path = mask_path(frame, mask)
-                read_mask(path, size[0])
-                if read_image(path).size != size:
+            path = mask_of(video, frame, mask)
+            if path:
+                read_mask(path, width)
+                if read_image(path).size != (width, height):
                     sentences.append(f"{path} has another size than {frame}; delete it")
         except ValueError as error:
             sentences.append(str(error))
@@ -608,8 +615,9 @@ def read_frames(video, wanted):
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: boxes and crops
-# READING Sec. IV-A3: CenterFace [47] is named; its threshold, which face, and the margin are not.
-# 0.5, the largest face, and a crop of 1.3 times the longer side of the box, as FF++'s own code [3].
+# READING Sec. IV-A3: CenterFace [47], 299 px and how many frames are named; not its threshold,
+# which face, the margin, nor which frames. Ours: 0.5, the largest face, a square of 1.3 times the
+# longer side of the box, as FF++'s own code [3], pushed inside the frame; evenly spread frames.
 CROP_SCALE = 1.3
 CROP_SIZE = 299
 
@@ -701,8 +709,9 @@ class FaceJob(NamedTuple):
 def face_jobs(dataset, root):
     """The FaceJobs of a tree: 30 frames of a training video, 100 of others (Sec. IV-A3).
 
-    READING Sec. IV-A3: boxes of the real video cut its fakes, too; of a fake alone, its own.
-    Celeb-DF, which has no masks to fit, is cut video by video, and only what its test list names.
+    READING Sec. IV-A3: boxes of the real video cut its fakes, too, so that masks fit; of a fake
+    without it, its own. Celeb-DF, which has no masks, is cut video by video, and only what its test
+    list names.
     """
     splits = official_split(dataset, root)
     outputs = collections.defaultdict(list)     # {(method, id) of the video that owns the boxes: }
@@ -831,29 +840,26 @@ def pair_problems(video, mask):
 
 
 def check(dataset, root, quality, mask, workers):
-    """data.py check: names all that is missing or broken, then stops where train.py would stop.
+    """data.py check: names all that is missing or broken, and stops where train.py would.
 
     For Celeb-DF: where evaluate.py would.
     """
     splits = official_split(dataset, root)
-    broken = 0
+    everything = []
     for split in ("train", "val", "test"):
         videos = list_videos(dataset, root, quality, split, mask)
-        jobs = [(video, mask) for video in videos]
-        sentences = sum(in_threads(broken_files, jobs, workers, f"reading {split}"), [])
-        broken += len(sentences)
-        if dataset in TRAINABLE:
-            sentences += sum(in_threads(pair_problems, jobs, workers, f"pairs of {split}"), [])
+        everything += videos
         there = {(video.method, video.id) for video in videos}
         missing = [f"{method}/{id}" for (method, id), its_split in splits.items()
                    if its_split == split and (method, id) not in there]
         print(f"{split}: {len(videos)} videos, {len(missing)} are missing")
-        for sentence in sentences:
-            print(f"  {sentence}")
         if 0 < len(missing) <= 100:
             print("  missing:", *missing)
-    if broken:
-        stop(f"{broken} files cannot be used, named above; replace them")
+        if dataset in TRAINABLE:
+            jobs = [(video, mask) for video in videos]
+            for sentence in sum(in_threads(pair_problems, jobs, workers, f"pairs of {split}"), []):
+                print(f"  {sentence}")
+    stop_if_broken(everything, mask, workers)
     if dataset in TRAINABLE:
         training_videos(dataset, root, quality, mask)
         print("training can start")
@@ -865,31 +871,32 @@ def check(dataset, root, quality, mask, workers):
 # ---------------------------------------------------------------- command line
 def main():
     parser = new_parser("Face crops for LiSiam (Sec. IV-A).")
-    commands = parser.add_subparsers(dest="command", required=True)
-    cut = commands.add_parser("faces", help="cut the faces out of all videos (Sec. IV-A3)")
-    look = commands.add_parser("check", help="what is missing or broken; exit status 0: can start")
-    cut.add_argument("--data", choices=[name for name in ROOTS if name != "demo"], default="ff++",
-                     help="default %(default)s")
-    look.add_argument("--data", choices=list(ROOTS), default="ff++", help="default %(default)s")
-    look.add_argument("--quality", choices=QUALITIES, default="c23", help="default %(default)s")
-    look.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim",
-                      help="default %(default)s")
-    for command in (cut, look):
-        command.error = stop
-        command.add_argument("--root", type=some_path,
-                             help="folder of the data set, default datasets/...")
-        command.add_argument("--workers", type=whole_number(1), default=os.cpu_count(),
-                             help="threads, default %(default)s")
+    parser.add_argument("command", choices=["faces", "check"],
+                        help="faces: cut the faces out of all videos (Sec. IV-A3); check: what is "
+                             "missing or broken, exit status 0 if training can start")
+    parser.add_argument("--data", choices=list(ROOTS), default="ff++", help="default %(default)s")
+    parser.add_argument("--root", type=some_path,
+                        help="folder of the data set, default datasets/...")
+    parser.add_argument("--quality", choices=QUALITIES, default="c23",
+                        help="what is checked, default %(default)s; faces cuts all that are there")
+    parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim",
+                        help="of check, default %(default)s")
+    parser.add_argument("--workers", type=whole_number(1), default=os.cpu_count(),
+                        help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or ROOTS[args.data]
+    if args.command == "faces" and args.data == "demo":
+        stop("the demo's faces are drawn as they are: there is nothing to cut")
     if args.command == "faces":
         faces(args.data, root, args.workers)
     else:
         check(args.data, root, args.quality, args.mask, args.workers)
 
 
-# ---------------------------------------------------------------- Sec. IV-A1: the official split
-FFPP_PAIRS = {      # 360, 70 and 70 pairs a_b: two real videos, and the fakes a_b and b_a
+# ---------------------------------------------------------------- FF++'s official split
+# READING Sec. IV-A3: which videos are for what is not said ("following [3]"): the split that [3]
+# publishes, 360, 70 and 70 pairs a_b: two real videos, and the fakes a_b and b_a.
+FFPP_PAIRS = {
     "train": """
 071_054 087_081 881_856 187_234 645_688 754_758 811_920 710_788 628_568 312_021 950_836 059_050
 524_580 751_752 918_934 604_703 296_293 518_131 536_540 969_897 372_413 357_432 809_799 092_098

@@ -33,15 +33,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 import data
 import masks
 from model import XceptionClassifier, autocast, load_network, to_input
 
-LEVELS = 1000           # the map's P(fake) in steps of 0.001: pixel AUC needs counts, not pixels
-THRESHOLDS = np.arange(1, 20) / 20      # 0.05, 0.10, ... 0.95
+STEPS = 1000                            # of the map's P(fake), 0.001 each, to count pixels by
+THRESHOLDS = np.arange(1, 20) / 20      # of the map: 0.05, 0.10, ... 0.95
 MIDDLE = 9                              # THRESHOLDS[9] is 0.5
 
 
@@ -63,7 +62,7 @@ def auc(labels, scores):
 
 def auc_of_counts(real_counts, fake_counts):
     """AUC of how many reals and fakes have each of some rising scores. None where one is empty."""
-    pairs = real_counts.sum() * fake_counts.sum()
+    pairs = float(real_counts.sum()) * float(fake_counts.sum())     # of pixels, past 64 bits
     if pairs == 0:
         return None
     reals_below = np.cumsum(real_counts) - real_counts / 2      # a tie counts one half
@@ -71,7 +70,10 @@ def auc_of_counts(real_counts, fake_counts):
 
 
 def accuracy(labels, scores, of=None):
-    """Share of right answers at P(fake) > 0.5; of=0, 1: among reals, fakes. None without any."""
+    """Share of right answers at P(fake) > 0.5; of=0, 1: among reals, fakes. None without any.
+
+    READING Sec. IV-A4: the threshold of "Acc" is not said; 0.5, where the larger logit decides.
+    """
     labels = np.asarray(labels)
     right = (np.asarray(scores) > 0.5) == (labels == 1)
     if of is not None:
@@ -99,73 +101,70 @@ def intervals(labels, scores, video, repeats=1000):
     on one real video count as independent, so on FF++ the intervals are rather too narrow.
     """
     means, indices = video_scores(scores, video)
-    video = np.searchsorted(indices, video)                     # 0 .. videos - 1, without gaps
-    is_fake = np.zeros(len(indices), bool)
-    is_fake[video] = labels
-    if min(is_fake.sum(), (~is_fake).sum()) < 5:
+    frames = [np.flatnonzero(video == index) for index in indices]      # of each video
+    video_labels = np.array([labels[of_video[0]] for of_video in frames])
+    fakes = np.flatnonzero(video_labels == 1)
+    reals = np.flatnonzero(video_labels == 0)
+    if min(len(fakes), len(reals)) < 5:
         return {}
-    frame_rank = np.unique(scores, return_inverse=True)[1]
-    video_rank = np.unique(means, return_inverse=True)[1]
     rng = np.random.default_rng(0)
     samples = []
     for _ in range(repeats):
         # Step 1: draw as many fake and as many real videos as there are, with replacement.
-        times = np.zeros(len(indices))                          # how often each video was drawn
-        for group in (np.flatnonzero(is_fake), np.flatnonzero(~is_fake)):
-            np.add.at(times, rng.choice(group, len(group)), 1)
-        # Step 2: the four numbers, each frame or video counted as often as it was drawn.
-        row = []
-        for fakes, rank, score, weight in (
-                (is_fake[video], frame_rank, scores, times[video]),
-                (is_fake, video_rank, means, times)):
-            row.append(np.average((score > 0.5) == fakes, weights=weight))
-            row.append(auc_of_counts(np.bincount(rank, weight * ~fakes),
-                                     np.bincount(rank, weight * fakes)))
-        samples.append(row)
+        drawn = np.append(rng.choice(fakes, len(fakes)), rng.choice(reals, len(reals)))
+        # Step 2: the four numbers of the frames and of the videos drawn.
+        rows = np.concatenate([frames[place] for place in drawn])
+        samples.append([accuracy(labels[rows], scores[rows]), auc(labels[rows], scores[rows]),
+                        accuracy(video_labels[drawn], means[drawn]),
+                        auc(video_labels[drawn], means[drawn])])
     bounds = np.percentile(samples, [2.5, 97.5], axis=0).T.tolist()
     return dict(zip(("frame_acc", "frame_auc", "video_acc", "video_auc"), bounds))
 
 
 # ---------------------------------------------------------------- one pass over the frames
-def look(net, images):
+def scores_and_maps(net, images):
     """Eq. (1) on (B, 3, S, S) uint8 -> P(fake) (B,), the map's P(fake) (B, S, S); baseline: None.
 
     Scores in double precision, as float32 would round many to 1.0, and ties cost AUC.
     """
-    output = net(to_input(images))
+    with autocast(images.device.type):
+        output = net(to_input(images))
     if torch.is_tensor(output):                                 # the baseline
         return 1 - output.double().softmax(dim=1)[:, 0], None
     scores = 1 - output.cls_logits.double().softmax(dim=1)[:, 0]
-    probs = output.seg_logits.float().softmax(dim=1)[:, 1:]
+    probs = output.seg_logits.softmax(dim=1)[:, 1:]
     probs = F.interpolate(probs, size=images.shape[2:], mode="bilinear", align_corners=False)
     return scores, probs[:, 0]
 
 
-def count_levels(probs, mask):
-    """Pixels of each frame by truth and by level of the map: (B, 2, LEVELS) int64.
+def count_pixels(probs, mask):
+    """Pixels of each frame by truth and by step of the map: (B, 2, STEPS) int64.
 
     probs (B, S, S) in 0..1, mask (B, S, S) of 0 and 1. All that is said of a map is read off this.
     """
     B = len(probs)
-    level = (probs * LEVELS).long().clamp(0, LEVELS - 1)
+    step = (probs * STEPS).long().clamp(0, STEPS - 1)
     frame = torch.arange(B, device=probs.device)[:, None, None]
-    place = (frame * 2 + mask.long()) * LEVELS + level
-    counts = torch.zeros(B * 2 * LEVELS, dtype=torch.int64, device=probs.device)
-    counts.scatter_add_(0, place.flatten(), torch.ones_like(place.flatten()))
-    return counts.view(B, 2, LEVELS)
+    place = ((frame * 2 + mask.long()) * STEPS + step).flatten()
+    counts = torch.zeros(B * 2 * STEPS, dtype=torch.int64, device=probs.device)
+    counts.scatter_add_(0, place, torch.ones_like(place))
+    return counts.view(B, 2, STEPS)
 
 
 def map_numbers(counts):
-    """count_levels (B, 2, LEVELS) -> iou (B, 19) at THRESHOLDS, marked (B,), inside (B,).
+    """count_pixels (B, 2, STEPS) -> iou (B, 19) at THRESHOLDS, marked (B,), inside (B,).
 
     marked: the share of the picture at 0.5 or more; inside: the share of that which is forged.
+    iou and inside are NaN where no pixel is forged, inside also where none is marked.
     """
-    above = counts.flip(2).cumsum(2).flip(2)                    # pixels at this level or above it
-    above = above[:, :, LEVELS // 20::LEVELS // 20].double()    # (B, 2, 19) at THRESHOLDS
-    forged = counts[:, 1].sum(dim=1, keepdim=True)              # (B, 1)
-    iou = above[:, 1] / (forged + above[:, 0])
+    above = counts.flip(2).cumsum(2).flip(2)                    # pixels at this step or above it
+    above = above[:, :, STEPS // 20::STEPS // 20].double()      # (B, 2, 19) at THRESHOLDS
+    forged = counts[:, 1].sum(dim=1).double()                   # (B,)
+    forged[forged == 0] = float("nan")
+    iou = above[:, 1] / (forged[:, None] + above[:, 0])
     area = above[:, :, MIDDLE].sum(dim=1)
-    return iou, area / counts.sum(dim=(1, 2)), above[:, 1, MIDDLE] / area
+    inside = above[:, 1, MIDDLE] / area + 0 * forged
+    return iou, area / counts.sum(dim=(1, 2)), inside
 
 
 @torch.inference_mode()
@@ -175,51 +174,54 @@ def predict(net, videos, settings, limit=None, title="frames", degradation=None,
     settings: "size", "mask", "batch_size", "workers", "device". limit, degradation: see
     data.TestFrames. Returns NumPy arrays over the n frames:
       score (n,) P(fake); video (n,) index into videos; has_mask (n,) bool
-      of the map, which the baseline lacks: iou, marked, inside as map_numbers has them, NaN where
-      a frame has no mask; levels (videos, 2, LEVELS), count_levels of the frames that have one
+      iou, marked, inside of the map as map_numbers has them, and counts (videos, 2, STEPS),
+      count_pixels of a video's frames that have a mask; the baseline, without a map, has none
     and what `keep` asks for: "features" (n, channels), pooled Z or the baseline's pooled last map;
     "masks", "marks" (n, P) bool, mask and map of 0.5 or more on a grid of about 100 x 100 pixels.
     """
     device = settings["device"]
-    step = max(1, settings["size"] // 75)
-    mask = None if isinstance(net, XceptionClassifier) else settings["mask"]
-    frames = data.TestFrames(videos, settings["size"], mask, limit, degradation)
+    grid = max(1, settings["size"] // 75)
+    mask_kind = None if isinstance(net, XceptionClassifier) else settings["mask"]
+    frames = data.TestFrames(videos, settings["size"], mask_kind, limit, degradation)
     loader = torch.utils.data.DataLoader(
         frames, settings["batch_size"], num_workers=settings["workers"],
         pin_memory=device == "cuda", generator=torch.Generator())
-    levels = torch.zeros(len(videos), 2, LEVELS, dtype=torch.int64, device=device)
+    counts = torch.zeros(len(videos), 2, STEPS, dtype=torch.int64, device=device)
     found = collections.defaultdict(list)
     hook = pool_features(net, found["features"]) if "features" in keep else None
     net.eval()
     for batch in data.each_batch(tqdm(loader, title, leave=False)):
-        images, mask, video, has_mask = [batch[name].to(device, non_blocking=True)
-                                         for name in ("image", "mask", "video", "has_mask")]
-        with autocast(device):
-            score, probs = look(net, images)
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        score, probs = scores_and_maps(net, batch["image"])
         found["score"].append(score)
-        found["video"].append(video)
-        found["has_mask"].append(has_mask)
+        for name in ("video", "has_mask"):
+            found[name].append(batch[name])
         if "masks" in keep:
-            found["masks"].append(mask[:, ::step, ::step].flatten(1).bool())
-        if probs is None:                       # the baseline has no map
+            found["masks"].append(batch["mask"][:, ::grid, ::grid].flatten(1).bool())
+        if probs is None:                       # the baseline
             continue
         if "marks" in keep:
-            found["marks"].append((probs >= 0.5)[:, ::step, ::step].flatten(1))
-        counts = count_levels(probs, mask)
-        levels.index_add_(0, video, counts * has_mask[:, None, None])
-        iou, marked, inside = map_numbers(counts)
-        found["iou"].append(iou.masked_fill(~has_mask[:, None], float("nan")))
-        found["marked"].append(marked)
-        found["inside"].append(inside.masked_fill(~has_mask, float("nan")))
+            found["marks"].append((probs >= 0.5)[:, ::grid, ::grid].flatten(1))
+        pixels = count_pixels(probs, batch["mask"])
+        for name, numbers in zip(("iou", "marked", "inside"), map_numbers(pixels)):
+            found[name].append(numbers)
+        pixels[~batch["has_mask"]] = 0
+        counts.index_add_(0, batch["video"], pixels)
     if hook:
         hook.remove()
     # Nothing was copied back until here, so a GPU was never waited for.
     arrays = {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
-    arrays["levels"] = levels.cpu().numpy()
-    if not np.isfinite(arrays["score"]).all():
+    arrays["counts"] = counts.cpu().numpy()
+    finite(arrays["score"])
+    return arrays
+
+
+def finite(scores):
+    """Scores as they are; stops where one is NaN."""
+    if not np.isfinite(scores).all():
         data.stop("the network's scores are no finite numbers: its weights or BatchNorm statistics "
                   "are damaged")
-    return arrays
+    return scores
 
 
 def pool_features(net, pooled):
@@ -241,8 +243,8 @@ def summarize(found, videos, method=None):
     means, indices = video_scores(scores, video)
     row = {"videos": len(indices), "real_videos": int((labels[indices] == 0).sum()),
            "frames": len(scores), "real_frames": int((labels[video] == 0).sum())}
-    levels = (("frame", labels[video], scores), ("video", labels[indices], means))
-    for level, truth, score in levels:
+    both = (("frame", labels[video], scores), ("video", labels[indices], means))
+    for level, truth, score in both:
         row[f"{level}_acc"] = accuracy(truth, score)
         row[f"{level}_auc"] = auc(truth, score)
         row[f"{level}_acc_real"] = accuracy(truth, score, of=0)
@@ -255,7 +257,7 @@ def summarize(found, videos, method=None):
     row["iou"] = row["iou_by_threshold"][MIDDLE]
     row["inside"] = mean_or_none(found["inside"][frames])
     row["marked_real"] = mean_or_none(found["marked"][frames & (labels[found["video"]] == 0)])
-    row["pixel_auc"] = auc_of_counts(*found["levels"][wanted].sum(axis=0))
+    row["pixel_auc"] = auc_of_counts(*found["counts"][wanted].sum(axis=0))
     return row
 
 
@@ -273,33 +275,36 @@ def mean_or_none(values):
     return float(np.nansum(values) / count) if count else None
 
 
-def overlap(masks, others):
+def overlap(first, second):
     """Mean IoU of (n, P) bool masks and (n, P) others, or one (P,); None where all are empty."""
-    union = (masks | others).sum(axis=1)
-    both = (masks & others).sum(axis=1)
+    union = (first | second).sum(axis=1)
+    both = (first & second).sum(axis=1)
     return mean_or_none(both[union > 0] / union[union > 0])
 
 
-def constant_mask(masks):
+def constant_mask(forged):
     """What one and the same mask reaches on (n, P) bool masks: {"iou_constant", ...}.
 
-    Of all level sets of their mean the one with the highest mean IoU; and the mean as a map. Taken
-    from the very frames it is compared on, it knows all but the single frame: a map that does not
-    beat it has found nothing in the picture.
+    The best of the level sets of their mean, and the mean as a map. Taken from the very frames it
+    is compared on, it knows all but the single frame: a map that does not beat it has found nothing
+    in the picture.
     """
     best = {"iou_constant": None, "inside_constant": None, "pixel_auc_constant": None}
-    if not masks.any():
+    forged = forged[forged.any(axis=1)]         # as for the map: frames with something to find
+    if len(forged) == 0:
         return best
-    share = masks.mean(axis=0)                  # of the frames, how many are forged at a pixel
-    for threshold in THRESHOLDS[THRESHOLDS < share.max()]:
+    share = forged.mean(axis=0)                 # of the frames, how many are forged at a pixel
+    for threshold in (0, *THRESHOLDS):
         constant = share > threshold
-        iou = overlap(masks, constant)
+        if not constant.any():
+            break
+        iou = overlap(forged, constant)
         if best["iou_constant"] is None or iou > best["iou_constant"]:
             best["iou_constant"] = iou
-            best["inside_constant"] = float(masks[:, constant].mean())
-    levels, place = np.unique(share, return_inverse=True)
+            best["inside_constant"] = float(forged[:, constant].mean())
+    shares, place = np.unique(share, return_inverse=True)
     pixels = np.bincount(place)                 # how many have each share
-    best["pixel_auc_constant"] = auc_of_counts(pixels * (1 - levels), pixels * levels)
+    best["pixel_auc_constant"] = auc_of_counts(pixels * (1 - shares), pixels * shares)
     return best
 
 
@@ -311,22 +316,19 @@ def evaluate(net, settings, dataset, root, quality, split="test", limit=None):
     videos = data.require_videos(dataset, root, quality, split, settings["mask"])
     title = f"{dataset} {quality or ''} {split}"
     found = predict(net, videos, settings, limit, title, keep=("masks",))
-    of_method = np.array([videos[index].method for index in found["video"]])
+    labels = np.array([video.label for video in videos])[found["video"]]
+    of_method = np.array([video.method for video in videos])[found["video"]]
     methods = {}
     for method in dict.fromkeys(video.method for video in videos if video.label):
-        chosen = found["has_mask"] & (of_method == method)
-        methods[method] = {**summarize(found, videos, method),
-                           **constant_mask(found["masks"][chosen])}
-    for row in methods.values():
-        row["iou_constant_each"] = row["iou_constant"]
-    whole = {**summarize(found, videos), **constant_mask(found["masks"][found["has_mask"]])}
+        forged = found["masks"][of_method == method]
+        methods[method] = {**summarize(found, videos, method), **constant_mask(forged)}
     each = [row["iou_constant"] for row in methods.values() if row["iou_constant"] is not None]
-    whole["iou_constant_each"] = float(np.mean(each)) if each else None
-    labels = np.array([video.label for video in videos])
     return {"data": dataset, "quality": quality, "split": split, "limit": limit,
             "mask": settings["mask"], "threshold": settings["threshold"],
-            **whole, "methods": methods,
-            "intervals": intervals(labels[found["video"]], found["score"], found["video"])}
+            **summarize(found, videos), **constant_mask(found["masks"][labels == 1]),
+            "iou_constant_each": float(np.mean(each)) if each else None,
+            "methods": methods,
+            "intervals": intervals(labels, found["score"], found["video"])}
 
 
 # ---------------------------------------------------------------- tables
@@ -381,7 +383,8 @@ def table(results):
             decisions.append([name, method, *(show(row[column]) for column in COLUMNS)])
             if row["iou"] is not None:
                 place = round(20 * result["threshold"]) - 1
-                row = {**row, "iou_val": row["iou_by_threshold"][place]}
+                row = {"iou_constant_each": row["iou_constant"], **row,
+                       "iou_val": row["iou_by_threshold"][place]}
                 maps.append([name, method, *(show(row[column]) for column in MAP_COLUMNS)])
         if result["intervals"]:
             spans = [f"{COLUMNS[column]} {low:.3f} to {high:.3f}"
@@ -390,19 +393,33 @@ def table(results):
     text = [markdown(["test set", "fakes", *COLUMNS.values()], decisions), *notes]
     if maps:
         text += ["", markdown(["test set", "fakes", *MAP_COLUMNS.values()], maps)]
-        text.append("A map finds forgeries as far as it beats the constant mask: the best single "
-                    "mask for all frames of a row, or one a method, taken from these very frames.")
+        text.append("A map finds forgeries as far as it beats a constant mask: the best level set "
+                    "of the mean mask of a row's frames, or one a method, from these very frames.")
     return "\n".join(text)
 
 
-def print_tables(paths):
-    for path in paths:
-        try:
-            tables([path])
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            data.stop(f"{path} is no result of evaluate.py --json ({type(error).__name__}); make "
-                      "one with --checkpoint ... --json FILE")
-    print(tables(paths))
+TABLE_COLUMNS = {"frame_acc": "Acc frame", "frame_auc": "AUC frame", "video_acc": "Acc video",
+                 "video_auc": "AUC video", "iou": "IoU", "iou_constant_each": "constant masks",
+                 "marked_real": "marked of reals", "agreement": "agreement of maps"}
+
+
+def rows_of(run):
+    """An entry of --json -> [((model, trained on, tested on), settings, numbers), ...]."""
+    settings = run["settings"]
+    model = model_name(settings)
+    trained = f"{settings['data']} {settings['quality']}"
+    rows = []
+    for result in run["results"]:
+        tested = f"{test_set(result)} {result['split']}"
+        if result["limit"]:
+            tested += f", {result['limit']} frames a video"
+        if result["mask"] != settings["mask"]:
+            tested += f", {result['mask']} masks"
+        rows.append(((model, trained, tested), settings, result))
+    for point in run.get("sweep", []):
+        tested = f"{test_set(run['results'][0])}, {point['operation']} {point['strength']:.3g}"
+        rows.append(((model, trained, tested), settings, point))
+    return rows
 
 
 def tables(paths):
@@ -411,48 +428,37 @@ def tables(paths):
     Runs that differ in nothing but the seed share a row: mean and standard deviation over runs.
     Other settings that differ between the files stand beside the model's name.
     """
-    runs = []
+    rows = []
     for path in paths:
-        runs += json.loads(Path(path).read_text())
-    names = {**COLUMNS, **MAP_COLUMNS, "agreement": "agreement of maps"}
-    columns = ("frame_acc", "frame_auc", "video_acc", "video_auc", "iou", "iou_constant_each",
-               "marked_real", "agreement")
+        try:
+            for run in json.loads(Path(path).read_text()):
+                rows += rows_of(run)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            data.stop(f"{path} is no result of evaluate.py --json ({type(error).__name__}); make "
+                      "one with --checkpoint ... --json FILE")
     varied = []
     for key in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux", "pretrained"):
-        if any(run["settings"][key] != runs[0]["settings"][key] for run in runs):
+        if len({str(settings.get(key)) for _, settings, _ in rows}) > 1:
             varied.append(key)
-    groups = {}                                 # {(model, trained on, tested on): {run: numbers}}
-    for run in runs:
-        settings = run["settings"]
-        model = ", ".join([model_name(settings), *(f"{key} {settings[key]}" for key in varied)])
-        trained = f"{settings['data']} {settings['quality']}"
-        tested = []
-        for row in run["results"]:
-            where = f"{test_set(row)} {row['split']}"
-            if row["limit"]:
-                where += f", {row['limit']} frames a video"
-            if row["mask"] != settings["mask"]:
-                where += f", {row['mask']} masks"
-            tested.append((where, row))
-        for row in run.get("sweep", []):
-            where = f"{test_set(run['results'][0])}, {row['operation']} {row['strength']:.3g}"
-            tested.append((where, row))
-        for where, row in tested:               # the same run in two files counts once
-            group = groups.setdefault((model, trained, where), {})
-            group[settings["seed"], settings["out"]] = row
-    rows = []
-    for key, group in groups.items():
+    groups = collections.defaultdict(dict)      # {row's first cells: {(seed, folder): numbers}}
+    for (model, trained, tested), settings, numbers in rows:
+        model = ", ".join([model, *(f"{key} {settings.get(key)}" for key in varied)])
+        groups[model, trained, tested][settings.get("seed"), settings.get("out")] = numbers
+    lines = []
+    for key, runs in groups.items():
         cells = []
-        for column in columns:
-            values = [row.get(column) for row in group.values()]
-            values = [100 * value for value in values if value is not None]
-            cell = f"{np.mean(values):.2f}" if values else "n/a"
-            if len(values) > 1:
-                cell += f" ± {np.std(values, ddof=1):.2f}"
-            cells.append(cell)
-        rows.append([*key, str(len(group)), *cells])
-    head = ["model", "trained on", "tested on", "runs", *(names[column] for column in columns)]
-    return markdown(head, rows)
+        for column in TABLE_COLUMNS:
+            values = [numbers.get(column) for numbers in runs.values()]
+            cells.append(mean_and_deviation([100 * value for value in values if value is not None]))
+        lines.append([*key, str(len(runs)), *cells])
+    return markdown(["model", "trained on", "tested on", "runs", *TABLE_COLUMNS.values()], lines)
+
+
+def mean_and_deviation(values):
+    if not values:
+        return "n/a"
+    text = f"{np.mean(values):.2f}"
+    return f"{text} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else text
 
 
 # ---------------------------------------------------------------- drawing
@@ -502,8 +508,7 @@ def save_figure(figure, path):
     print(f"drawn: {path}")
 
 
-@torch.inference_mode()
-def panel(net, batch, device, path):
+def panel(net, batch, settings, path):
     """A PNG of what training sees: four fakes and two reals of a batch. White = fake."""
     labels = batch["label"].tolist()
     fakes = [k for k, label in enumerate(labels) if label > 0][:4]
@@ -511,12 +516,10 @@ def panel(net, batch, device, path):
     net.eval()
     rows = []
     for k in fakes + reals:
-        pictures = [batch["clean"][k], batch["degraded"][k]]
-        maps = []
-        for picture in pictures:
-            _, probs = look(net, picture[None].to(device))
-            maps.append(grey(probs[0].cpu().numpy()))
-        images = [*map(to_pil_image, pictures), grey(batch["mask"][k].numpy()), *maps]
+        pair = [Image.fromarray(batch[name][k].permute(1, 2, 0).numpy())
+                for name in ("clean", "degraded")]
+        _, maps = judge(net, pair, settings)
+        images = [*pair, grey(batch["mask"][k].numpy()), *map(grey, maps)]
         rows.append(("fake" if labels[k] else "real", images))
     columns = ("clean", "degraded", "mask", "map of clean", "map of degraded")
     sheet(f"training batch, {path.stem}", columns, rows).save(path)
@@ -599,18 +602,19 @@ def sweep_plot(figure, title, sweeps, path):
     save_figure(figure, path)
 
 
-# ---------------------------------------------------------------- Sec. IV-G: Grad-CAM [59], [60]
+# ---------------------------------------------------------------- Sec. IV-G: Grad-CAM
 def grad_cam(net, images):
     """What spoke for fake: (B, 3, S, S) in [-1, 1] -> (B, S, S) float32 in 0..1, the hottest is 1.
 
-    Each channel of the last feature map is weighted by the mean gradient of the logit of the
-    likeliest forgery. All 0 where nothing speaks for fake.
-    READING Sec. IV-G: the layer is not said: the last convolution's map, X_I (512 x 37 x 37), or
-    the baseline's (2048 x 10 x 10).
+    Each channel of a feature map is weighted by the mean gradient of the logit of the likeliest
+    forgery. All 0 where nothing speaks for fake.
+    READING Sec. IV-G: layer and class are not said. X_I (512 x 37 x 37), from which the map and the
+    decision are both made; the baseline's last map (2048 x 10 x 10), which is all it decides by.
     """
     kept = []
 
-    def keep(module, inputs, output):           # the baseline's ReLU then works on it in place
+    def keep(module, inputs, output):
+        # Of bn4 its output, which F.relu(inplace=True) then turns into the map that is wanted.
         kept.append(output[0] if isinstance(output, tuple) else output)
 
     layer = net.bn4 if isinstance(net, XceptionClassifier) else net.ocr
@@ -732,7 +736,10 @@ def figure_5(figure, runs, videos_of, path):
 
 
 def figure_6(where, runs, people, fakes):
-    """Fig. 6: target, source and fakes: input, SSIM map, each network's map and mask (> 0.5)."""
+    """Fig. 6: target, source and fakes: input, SSIM map, each network's map and mask.
+
+    READING Fig. 6: the mask's threshold is not said: 0.5, where the larger logit decides.
+    """
     pairs = {**{name: (face, face) for name, face in people.items()}, **fakes}
     rows = [("input", [face for face, _ in pairs.values()]),
             ("SSIM map", [ssim_image(*pair) for pair in pairs.values()])]
@@ -740,7 +747,7 @@ def figure_6(where, runs, people, fakes):
         _, maps = judge(net, [face for face, _ in pairs.values()], settings)
         if maps[0] is not None:
             rows.append((f"{name}: map", [grey(probs) for probs in maps]))
-            rows.append((f"{name}: mask", [grey(probs > 0.5) for probs in maps]))
+            rows.append((f"{name}: mask", [grey(probs >= 0.5) for probs in maps]))
     return sheet(f"Fig. 6: segmentation, {where}", list(pairs), rows)
 
 
@@ -761,8 +768,6 @@ def figures_7_and_8(title, runs, fakes):
 
 def draw_figures(runs, dataset, root, qualities, split, folder):
     """Figs. 3 to 8 as PNG; 3 and 4 need no network. runs: [(name, network, settings)]."""
-    if dataset not in data.TRAINABLE:
-        data.stop("Figs. 3 to 8 need ff++ or demo first in --data: real and fake frames in pairs")
     where = f"{dataset} {qualities[0]} {split}"
     size = runs[0][2]["size"] if runs else 299
     videos_of = {}
@@ -801,13 +806,13 @@ def judge(net, crops, settings):
     maps = []
     for crop in crops:
         image = data.to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
-        score, probs = look(net, image[None].to(settings["device"]))
-        scores.append(score.item())
+        score, probs = scores_and_maps(net, image[None].to(settings["device"]))
+        scores.append(finite(score.cpu().numpy()).item())
         maps.append(None if probs is None else probs[0].cpu().numpy())
     return scores, maps
 
 
-def look_at(net, settings, name, frames, boxes, path):
+def report_face(net, settings, name, frames, boxes, path):
     """Prints the mean P(fake) of the largest face in a picture or a video's frames, its spread.
 
     frames: [Pillow RGB]; boxes: [(x, y, side)], one each. Draws the map over the most suspicious
@@ -853,7 +858,7 @@ def frames_and_boxes(name, args, detect):
             [box[:3] for box in boxes.values()])
 
 
-def look_at_all(net, settings, args, folder):
+def report_faces(net, settings, args, folder):
     """--image and --video. What cannot be judged is named; then the exit status is 2."""
     detect = None if args.crop == "none" else data.load_detector()
     failed = False
@@ -866,7 +871,7 @@ def look_at_all(net, settings, args, folder):
             continue
         path = Path(name).absolute()
         drawn = folder / f"{path.parent.name}_{path.name}_map.png"
-        look_at(net, settings, name, frames, boxes, drawn)
+        report_face(net, settings, name, frames, boxes, drawn)
     print("A score is no proof: it tells how much a face resembles the fakes this network was "
           f"trained on ({settings['data']}).")
     if failed:
@@ -874,7 +879,7 @@ def look_at_all(net, settings, args, folder):
 
 
 # ---------------------------------------------------------------- command line
-def parse_arguments():
+def parse_arguments(argv):
     parser = data.new_parser("Accuracy and AUC by frame and video, localization, tables, figures.")
     flag = parser.add_argument
     flag("--checkpoint", nargs="+", default=[], help="best.pt of one or several runs of train.py")
@@ -903,7 +908,7 @@ def parse_arguments():
     flag("--video", help="instead: P(fake) of this video, the mean over --frames (100) frames")
     flag("--crop", choices=["auto", "none"], default="auto",
          help="none: --image is a face crop already")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
     if not args.checkpoint and not args.tables and (not args.figures or args.sweep or args.json):
@@ -914,6 +919,8 @@ def parse_arguments():
         data.stop("--image and --video take one --checkpoint")
     if args.video and (args.crop == "none" or (args.frames or 0) > 500):
         data.stop("a --video takes at most 500 --frames, and no --crop none")
+    if args.figures and not (args.image or args.video) and args.data[0] not in data.TRAINABLE:
+        data.stop("--figures needs ff++ or demo first in --data: real and fake frames in pairs")
     if args.root is not None and len(args.root) != len(args.data):
         data.stop(f"--data names {len(args.data)} data sets, --root {len(args.root)} folders; give "
                   "one folder for each")
@@ -968,17 +975,19 @@ def sweep_all(runs, report, test, args, path):
             numbers = [show(row[column]) for column in SWEEP_COLUMNS]
             rows.append([row["operation"], strength, *numbers])
         print(f"{name}, {where}")
-        print(markdown(["operation", "strength", *SWEEP_COLUMNS.values()], rows))
+        print(markdown(["operation", "strength", *SWEEP_COLUMNS.values()], rows), flush=True)
+    if args.json:                               # once more, now with the sweep
+        data.write_whole(args.json, json.dumps(report, indent=1).encode())
     Figure = matplotlib_figure()
     if Figure:
         sweeps = [(name, entry["sweep"]) for (name, _, _), entry in zip(runs, report)]
         sweep_plot(Figure(figsize=(18, 4.5)), where, sweeps, path)
 
 
-def main():
-    args = parse_arguments()
+def main(argv=None):
+    args = parse_arguments(argv)
     if args.tables:
-        print_tables(args.tables)
+        print(tables(args.tables))
         return
     runs, report = load_runs(args)
     folder = args.figures or Path(args.checkpoint[0]).parent
@@ -986,7 +995,7 @@ def main():
         place.mkdir(parents=True, exist_ok=True)            # what cannot be is said before the work
     if args.image or args.video:
         _, net, settings = runs[0]
-        look_at_all(net, settings, args, folder)
+        report_faces(net, settings, args, folder)
         return
     tests = find_tests(args, runs)
     for (name, net, settings), entry, path in zip(runs, report, args.checkpoint):
@@ -995,10 +1004,10 @@ def main():
             result = evaluate(net, settings, *test, args.split, args.frames)
             entry["results"].append(result)
             print(f"{table([result])}\n", flush=True)
-    if args.sweep:
-        sweep_all(runs, report, tests[0], args, folder / "sweep.png")
     if args.json:
         data.write_whole(args.json, json.dumps(report, indent=1).encode())
+    if args.sweep:
+        sweep_all(runs, report, tests[0], args, folder / "sweep.png")
     if args.figures:
         draw_figures(runs, *tests[0][:2], args.quality, args.split, folder)
 

@@ -50,11 +50,11 @@ def segmentation_loss(seg_logits, mask):
 class Variant(NamedTuple):
     """One row of Table VI. Branch 1 is the clean image, branch 2 its degraded copy."""
 
-    images: str        # "pair": both branches; "degraded": branch 2 alone; "both": see Model-G
-    seg: tuple         # branches with L_seg (and the soft-region term)
-    cls: tuple         # branches with L_cls: their features go through f_scu, f_mt, f_mlp
-    li: bool           # L_li between the two branches
-    transformer: bool  # f_mt, column MT
+    seg: tuple             # branches with L_seg (and the soft-region term)
+    cls: tuple             # branches with L_cls: their features go through f_scu, f_mt, f_mlp
+    li: bool               # L_li between the two branches
+    transformer: bool      # f_mt, column MT
+    joined: bool = False   # Model-G: clean and degraded images as one batch for branch 1
 
 
 # What a row runs in each stage (c clean, d degraded, capital: with f_scu, f_mt, f_mlp):
@@ -67,19 +67,20 @@ class Variant(NamedTuple):
 #   F    c d       C         C d         without f_mt
 #   G    c+d       C+D       C+D         one batch of 2B images
 VARIANTS = {
-    "A": Variant("pair", seg=(1,), cls=(1,), li=True, transformer=True),
-    "B": Variant("pair", seg=(1, 2), cls=(1, 2), li=True, transformer=True),
+    "A": Variant(seg=(1,), cls=(1,), li=True, transformer=True),
+    "B": Variant(seg=(1, 2), cls=(1, 2), li=True, transformer=True),
     # READING Table VI: "without pixel-level segmentation map supervision" takes OCR's soft-region
     # loss away as well, as it is supervised by the same mask.
-    "C": Variant("pair", seg=(), cls=(1,), li=True, transformer=True),
+    "C": Variant(seg=(), cls=(1,), li=True, transformer=True),
     # READING Table VI: for Model-D the text moves L_seg and L_cls from branch 1 to branch 2; the
-    # table's marks say seg1, cls1, cls2. They disagree. We follow the text, as the release does.
-    "D": Variant("pair", seg=(2,), cls=(2,), li=True, transformer=True),
-    "E": Variant("degraded", seg=(2,), cls=(2,), li=False, transformer=True),
-    "F": Variant("pair", seg=(1,), cls=(1,), li=True, transformer=False),
-    # READING Table VI: Model-G, "we include both the original and quality-degraded images", as one
-    # batch of 2B images for branch 1.
-    "G": Variant("both", seg=(1,), cls=(1,), li=False, transformer=True),
+    # table's marks say seg1, cls1, cls2. They disagree. We follow the text, as the release does. D
+    # and E are tested on clean images, too: Eq. (1) is of the first branch, and weights are shared.
+    "D": Variant(seg=(2,), cls=(2,), li=True, transformer=True),
+    "E": Variant(seg=(2,), cls=(2,), li=False, transformer=True),
+    "F": Variant(seg=(1,), cls=(1,), li=True, transformer=False),
+    # READING Table VI: Model-G, "we include both the original and quality-degraded images": as one
+    # batch of 2B, since there is a single branch.
+    "G": Variant(seg=(1,), cls=(1,), li=False, transformer=True, joined=True),
 }
 
 
@@ -97,16 +98,21 @@ def stage_plan(variant, stage, lambdas=(1.0, 1.0, 1.0), aux=0.4):
 
     READING Sec. IV-B: which losses a stage has is not said. Stage 1 is Eq. (19) without L_cls,
     whose head is frozen and does not run; stage 2 is L_cls alone, as nothing else reaches what it
-    trains; stage 3 is all of it.
+    trains; stage 3 is all of it. A branch that no loss looks at does not run: without L_li LiSiam
+    never sees the degraded copy.
     READING Table VI: the soft-region loss goes with L_seg: D and E have it on branch 2, B on both.
     """
     li, cls, seg = lambdas
-    branches = {"pair": (1, 2), "degraded": (2,), "both": (1,)}[variant.images]
-    if stage == 1:
-        return StagePlan(branches, (), (li, 0, seg), aux)
     if stage == 2:
         return StagePlan(variant.cls, variant.cls, (0, cls, 0), 0)
-    return StagePlan(branches, variant.cls, (li, cls, seg), aux)
+    heads = variant.cls
+    if stage == 1:
+        heads = ()
+        cls = 0
+    branches = {*variant.seg, *heads}
+    if variant.li and li > 0:
+        branches = {1, 2}
+    return StagePlan(tuple(sorted(branches)), heads, (li, cls, seg), aux)
 
 
 def run_branches(net, variant, plan, clean, degraded):
@@ -115,13 +121,14 @@ def run_branches(net, variant, plan, clean, degraded):
     clean, degraded: (B, 3, S, S), as model.to_input gives them.
     """
     heads = (1 in plan.heads, 2 in plan.heads)
-    if variant.images == "both":                            # Model-G: 2B images through branch 1
+    if variant.joined:                                      # Model-G: 2B images through branch 1
         return {1: net(torch.cat([clean, degraded]), heads=heads)}
     if plan.branches == (1, 2):                             # Fig. 1
         first, second = net(clean, degraded, heads=heads)
         return {1: first, 2: second}
     if plan.branches == (1,):
         return {1: net(clean, heads=heads)}
+    # Alone, the degraded image is the network's first.
     return {2: net(degraded, heads=(2 in plan.heads, False))}
 
 

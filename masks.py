@@ -52,8 +52,8 @@ def ssim_map(real, fake):
     (SSIM x 255 > 20) 98 to 100 % of every frame would be "manipulated"; we use 1 - SSIM, which
     gives the masks of Fig. 3. MSCCNet, a localization benchmark on FF++, reads it alike: 1 - SSIM
     above .08, which is 20 / 255.
-    READING Sec. III-E: grey, 7 x 7 uniform window, float32: scikit-image's defaults. The Gaussian
-    window of [40] flags 0.02 of the frame less and takes twice the time.
+    READING Sec. III-E: of the 299 px crops, grey, 7 x 7 uniform window, float32: scikit-image's
+    defaults. The Gaussian window of [40] flags 0.02 of the frame less and takes twice the time.
     """
     grey_real, grey_fake = grey_pair(real, fake)
     _, ssim = structural_similarity(grey_real, grey_fake, win_size=7, data_range=255, full=True)
@@ -119,16 +119,10 @@ def write_video_masks(video, quality, mask):
     """
     folder = data.mask_path(video.frames[0], mask).parent
     note = folder / "quality.txt"
-    if note.exists() and note.read_text() == "c40" != quality:
+    made_from = note.read_text() if note.exists() else quality
+    if made_from == "c40" and quality != "c40":
         return [f"{folder} was made from c40, and {quality} is there now: delete it"]
     sentences = []
-    for frame in video.frames:
-        path = data.mask_path(frame, mask)
-        try:
-            if path.exists():
-                data.read_mask(path, 16)                    # an empty file is no mask
-        except ValueError as error:
-            sentences.append(f"{error}: delete it")
     for frame in missing_masks(video, mask):
         try:
             pair = [np.asarray(data.read_image(path)) for path in (data.twin_path(frame), frame)]
@@ -176,6 +170,8 @@ def main():
                         help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or data.ROOTS[args.data]
+    there = [video for video, _ in best_pairs(args.data, root)]
+    data.stop_if_broken(there, args.mask, args.workers)     # an empty file is no mask
     videos = write_masks(args.data, root, args.mask, args.workers)
     if not videos:
         data.require_videos(args.data, root, "c23", "train")

@@ -69,8 +69,8 @@ class SeparableConv2d(nn.Module):
 class XceptionBlock(nn.Module):
     """`reps` times (ReLU, separable convolution, BatchNorm), a max-pool if it strides, a shortcut.
 
-    (B, in, H, W) -> (B, out, H / stride, W / stride). The shortcut is a 1x1 convolution where the
-    shapes differ. Names (rep.N, skip, skipbn) and the order in `rep` are those of public ports.
+    (B, in, H, W) -> (B, out, H / stride, W / stride), rounded up. The shortcut is a 1x1 convolution
+    where shapes differ. Names (rep.N, skip, skipbn) and the order in `rep` are those of the ports.
     """
 
     def __init__(self, in_channels, out_channels, reps, stride=1, start_with_relu=True,
@@ -112,8 +112,12 @@ class Xception(nn.Module):
 
     def __init__(self, width=1.0, block3_stride=1, block12_stride=1):
         super().__init__()
-        counts = (32, 64, 128, 256, 728, 1024)
-        c32, c64, c128, c256, c728, c1024 = [scale_channels(count, width) for count in counts]
+        c32 = scale_channels(32, width)
+        c64 = scale_channels(64, width)
+        c128 = scale_channels(128, width)
+        c256 = scale_channels(256, width)
+        c728 = scale_channels(728, width)
+        c1024 = scale_channels(1024, width)
         self.conv1 = nn.Conv2d(3, c32, 3, stride=2, bias=False)
         self.bn1 = nn.BatchNorm2d(c32)
         self.conv2 = nn.Conv2d(c32, c64, 3, bias=False)
@@ -181,7 +185,8 @@ class OCR(nn.Module):
         q = self.query(x).flatten(2).transpose(1, 2)                    # (B, 1369, 256)
         k = self.key(regions).flatten(2)                                # (B, 256, 2)
         v = self.value(regions).flatten(2).transpose(1, 2)              # (B, 2, 256)
-        w = (q @ k * k.shape[1] ** -0.5).softmax(dim=2)                 # (B, 1369, 2)
+        scale = k.shape[1] ** -0.5
+        w = (q @ k * scale).softmax(dim=2)                              # (B, 1369, 2)
         mixed = (w @ v).transpose(1, 2).reshape(B, -1, H, W)            # (B, 256, 37, 37)
         context = self.up(mixed)                                        # y_i  (B, 512, 37, 37)
         return self.fuse(torch.cat([context, x], dim=1)), region_logits
@@ -272,8 +277,9 @@ class MaskGuidedTransformer(nn.Module):
         q = self.f_q(x_fake).flatten(2).transpose(1, 2)  # Eq. (9)   row i: q_i    (B, N, 512)
         k = self.f_k(x_real).flatten(2)                  # Eq. (10)  column j: k_j (B, 512, N)
         v = self.f_v(x_real).flatten(2).transpose(1, 2)  # Eq. (11)  row j: v_j    (B, N, 512)
-        # Softmax over j. The paper has no 1 / sqrt(C), so products are large: autocast would round
-        # them to the 8 bits of bfloat16, hence float32 here.
+        # READING Eq. (12): softmax over j, the positions that answer; the index is not printed.
+        # There is no 1 / sqrt(C), so products are large: autocast would round them to the 8 bits
+        # of bfloat16, hence float32 here.
         with torch.autocast(q.device.type, enabled=False):
             attn = (q.float() @ k.float()).softmax(dim=2)  # Eq. (12)  a_ij          (B, N, N)
             attn = self.dropout(attn).to(v.dtype)
@@ -355,14 +361,18 @@ class LiSiam(nn.Module):
         """One branch of Fig. 1: images -> LiSiamOutput; head=False leaves cls_logits None."""
         backbone, middle = self.backbone(images)
         feats, region_logits = self.ocr(backbone, middle)       # Eq. (2)  X_I^n  (B, 512, 37, 37)
-        seg_logits = self.f_seg(feats)                          # Eq. (3)  X_s^n  (B, 2, 37, 37)
+        # Maps and decisions in float32: bfloat16 would round away what Eq. (15) compares.
+        dtype = self.f_seg.weight.dtype
+        with torch.autocast(images.device.type, enabled=False):
+            seg_logits = self.f_seg(feats.to(dtype))            # Eq. (3)  X_s^n  (B, 2, 37, 37)
         if not head:
             return LiSiamOutput(None, seg_logits, region_logits)
         cls_feats = self.f_scu(feats)                           # Eq. (4)  X_c^1  (B, 512, 13, 13)
         fused = cls_feats
         if self.f_mt is not None:
             fused = self.f_mt(cls_feats, seg_logits)            # Eq. (5) to Eq. (14)  Z
-        cls_logits = self.f_mlp(fused)                          # Eq. (1)  alpha  (B, 2)
+        with torch.autocast(images.device.type, enabled=False):
+            cls_logits = self.f_mlp(fused.to(dtype))            # Eq. (1)  alpha  (B, 2)
         return LiSiamOutput(cls_logits, seg_logits, region_logits)
 
     def forward(self, images, degraded=None, heads=(True, False)):
@@ -381,7 +391,9 @@ class XceptionClassifier(nn.Module):
 
     def __init__(self, num_classes=2, width=1.0):
         super().__init__()
-        c1024, c1536, c2048 = [scale_channels(count, width) for count in (1024, 1536, 2048)]
+        c1024 = scale_channels(1024, width)
+        c1536 = scale_channels(1536, width)
+        c2048 = scale_channels(2048, width)
         self.backbone = Xception(width, block3_stride=2, block12_stride=2)
         self.conv3 = SeparableConv2d(c1024, c1536)                      # the exit flow
         self.bn3 = nn.BatchNorm2d(c1536)
@@ -398,18 +410,19 @@ class XceptionClassifier(nn.Module):
 
 # ---------------------------------------------------------------- what a network needs to exist
 def to_input(images):
-    """(B, 3, S, S) uint8 RGB -> float32 in [-1, 1], channels last: what Xception's weights expect.
+    """(B, 3, S, S) uint8 RGB -> float32 in [-1, 1], channels last, which is faster.
 
+    READING Sec. IV-A3: mean and deviation are not said: 0.5, as all ports of Xception.
     DEPARTURE Sec. III-E: the authors' release feeds OpenCV's BGR to weights trained on RGB.
     """
-    images = (images.float() * (1 / 255) - 0.5) / 0.5
+    images = (images.float() * (1 / 255) - 0.5) / 0.5           # bit for bit torchvision's
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def precision(device):
     """bfloat16 where a GPU computes in it, else float32: on the CPU, a T4, a V100.
 
-    (Those have no TF32 either, PyTorch's default for float32 convolutions on newer GPUs.)
+    On newer GPUs, what stays float32 has TF32 in its convolutions, PyTorch's default.
     """
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
@@ -417,8 +430,10 @@ def precision(device):
 
 
 def autocast(device):
-    """Where the network runs. DEPARTURE Sec. IV-B: the paper names no precision; losses, attention
-    weights and parameters stay in float32.
+    """What runs the network.
+
+    READING Sec. IV-B: no precision is named. Parameters, the attention weights of Eq. (12), f_seg,
+    f_mlp and all losses stay in float32.
     """
     return torch.autocast(device, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
 
@@ -512,6 +527,8 @@ def load_xception_weights(network, source):
     for name, key in wanted.items():
         if keeps_head or not name.startswith("fc."):
             taken[key] = found[name]
+    if not all(tensor.isfinite().all() for tensor in taken.values()):
+        raise ValueError(f"{path} holds weights that are no finite numbers; fetch it again")
     network.load_state_dict({**own, **taken})
     sentence = f"{len(taken)} tensors from {path.name}"
     if is_baseline:
@@ -567,8 +584,8 @@ def port_names(weights):
     prefixes = ("module", "model", "backbone", "backbone_net", "xception", "net")
     found = {}
     for name, tensor in weights.items():
-        if not torch.is_tensor(tensor):
-            continue
+        if not torch.is_tensor(tensor) or tensor.is_meta or tensor.layout != torch.strided:
+            continue                                            # no numbers of use
         name = str(name)
         while "." in name and name.split(".")[0] in prefixes:   # DataParallel, TransferModel, ...
             name = name.split(".", 1)[1]

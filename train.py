@@ -21,11 +21,12 @@ import signal
 if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import os
+
 import datetime
 import io
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -44,6 +45,10 @@ from model import (autocast, build_network, load_network, load_xception_weights,
                    to_input)
 
 # ---------------------------------------------------------------- Sec. IV-B: the settings
+# READING Sec. IV-B: a mini-batch of 32 is 32 pairs, so 64 images; SGD alone is named, momentum and
+# weight decay are the authors' release's; so is what ImageNet does not give, PyTorch's own start.
+# READING Sec. IV-B: which weights count is not said: those of the best val AUC, looked at every 30
+# epochs as in the release.
 PAPER = dict(
     quality="c23",
     iterations=[146000, 16000, 324000],
@@ -51,15 +56,16 @@ PAPER = dict(
     width=1.0,                  # channel factor of every layer
     size=299,                   # pixels of a crop's side
     pretrained="imagenet",
-    optimizer="sgd",            # READING Sec. IV-B: SGD alone is named; momentum and weight decay
-    momentum=0.9,               # are the authors' release's
-    weight_decay=5e-4,
+    optimizer="sgd",
+    momentum=0.9,
+    weight_decay=5e-4,          # of all parameters
     lr=0.002,
     lambdas=[1.0, 1.0, 1.0],    # L_li, L_cls, L_seg
     li_in_stage_1=1.0,          # times lambda_li
+    warm_up=0,                  # steps in which stage 3's rate rises to the policy's
     aux=0.4,                    # OCR's soft regions, see losses.total_loss
-    eval_every=5400,            # READING Sec. IV-B: which weights count is not said: those of the
-    val_frames=None,            # best val AUC, looked at every 30 epochs as in the release
+    eval_every=5400,
+    val_frames=None,            # all
     save_every=1000,
 )
 # DEPARTURE Sec. IV-B: minutes on two cores, from random weights, instead of days on a GPU from
@@ -67,7 +73,7 @@ PAPER = dict(
 DEMO = dict(
     iterations=[300, 60, 840],
     batch_size=16,
-    width=0.125,                # 0.5 of 32.3 million parameters
+    width=0.125,                # 0.5 million parameters, not 32.3
     size=107,                   # leaves a 13 x 13 map
     pretrained="none",          # no ImageNet weights exist for a narrow trunk
     optimizer="adamw",          # SGD from random weights learns nothing in so few steps
@@ -82,17 +88,26 @@ LOG_EVERY = 20                  # iterations between two lines of log.jsonl
 def poly_lr(step, max_steps, base_lr, power=0.9):
     """Sec. IV-B "poly" policy: the rate of a step, 0 .. max_steps - 1 within one stage.
 
-    READING Sec. IV-B: it starts anew in each stage, as in the authors' release (whose rate never
-    falls under 1 %; ours does).
+    READING Sec. IV-B: it starts anew in each stage, as in the authors' release, which stops at 1 %
+    of the rate; the policy as printed goes to 0, and so does ours.
     """
     return base_lr * (1 - step / max_steps) ** power
+
+
+def learning_rate(step, max_steps, stage, settings):
+    """poly_lr, which the demo lets rise in the first steps of stage 3."""
+    rate = poly_lr(step, max_steps, settings["lr"])
+    if stage == 3 and step < settings["warm_up"]:
+        rate = rate * (step + 1) / settings["warm_up"]
+    return rate
 
 
 # ---------------------------------------------------------------- Sec. IV-B: the three stages
 def stage_iterations(settings):
     """Iterations of stages 1, 2, 3.
 
-    READING Table I: the Xception baseline has one stage, and LiSiam's total of iterations.
+    READING Table I: the Xception baseline has one stage, as it has one loss, and LiSiam's total of
+    iterations, so that the comparison is fair.
     READING Table VI: Model-C skips stage 1: nothing supervises it.
     """
     first, second, third = settings["iterations"]
@@ -134,8 +149,9 @@ def plan_of(settings, stage):
 def make_optimizer(parameters, settings, state=None):
     """An optimizer for a stage, with the state of an earlier one where a run is resumed.
 
-    READING Sec. IV-B: momentum starts anew in each stage, as the rate does.
-    READING Table I: the baseline's optimizer is not said either: it has LiSiam's.
+    READING Sec. IV-B: momentum starts anew in each stage, whose parameters are others.
+    DEPARTURE Table I: the baseline was trained "using the official code" of [3]; ours has LiSiam's
+    optimizer, batch and rate, so that only the network differs.
     """
     fused = settings["device"] == "cuda"        # one kernel a step instead of hundreds
     if settings["optimizer"] == "adamw":
@@ -145,9 +161,13 @@ def make_optimizer(parameters, settings, state=None):
         optimizer = torch.optim.SGD(parameters, lr=settings["lr"], momentum=settings["momentum"],
                                     weight_decay=settings["weight_decay"], fused=fused)
     if state:
-        for group in state["param_groups"]:     # a state brings the habits of its own device
-            group["fused"] = fused
-        optimizer.load_state_dict(state)
+        try:
+            for group in state["param_groups"]:     # a state brings the habits of its own device
+                group["fused"] = fused
+            optimizer.load_state_dict(state)
+        except (ValueError, KeyError, TypeError):
+            data.stop("the optimizer in last.pt is not of this stage: the file is damaged; start "
+                      "the run anew with another --out")
     return optimizer
 
 
@@ -159,7 +179,8 @@ def step_loss(net, batch, settings, stage):
     mask = batch["mask"].to(device, non_blocking=True)                      # X_gt (B, 299, 299)
     labels = batch["label"].to(device, non_blocking=True)                   # alpha_gt (B,)
     if settings["model"] == "xception":
-        # READING Table V: "+IQD" trains on degraded images only, by the same rule as branch 2.
+        # READING Table V: "+IQD" trains on degraded images only, by branch 2's rule, which leaves
+        # one in eight as it is.
         with autocast(device):
             logits = net(degraded if settings["iqd"] else clean)
         loss = classification_loss(logits, labels)
@@ -168,7 +189,7 @@ def step_loss(net, batch, settings, stage):
     plan = plan_of(settings, stage)
     with autocast(device):
         branches = run_branches(net, variant, plan, clean, degraded)
-    if variant.images == "both":                                            # Model-G: 2B images
+    if variant.joined:                                                      # Model-G: 2B images
         labels = labels.repeat(2)
         mask = mask.repeat(2, 1, 1)
     return total_loss(branches, labels, mask, variant, plan.lambdas, plan.aux)      # Eq. (19)
@@ -215,7 +236,7 @@ def prepare_data(settings, rank, world):
                 raise SystemExit(2)             # it has said why
         videos = data.require_videos(name, root, settings["quality"], "train", mask)
         videos += data.list_videos(name, root, settings["quality"], "val", mask)
-        data.stop_if_broken(videos, used_mask, workers)
+        data.stop_if_broken(videos, mask if settings["model"] == "lisiam" else None, workers)
         if settings["model"] == "lisiam" and mask != "given":
             if world > 1 and masks.any_missing(name, root, mask):
                 data.stop("masks are missing, and the other processes would wait too long: run "
@@ -240,7 +261,8 @@ def join_processes(settings):
 
     READING Sec. IV-B: the paper does not say how many GPUs it used. The batch of 32 is shared out
     and gradients are averaged. On CUDA BatchNorm is over the whole batch (SyncBatchNorm), so that
-    several GPUs compute what one would; gloo cannot, there each process has statistics of its own.
+    several GPUs compute what one would, but for dropout, which each draws for its own images; on
+    gloo each process normalizes by its part of the batch. The log has rank 0's losses.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
@@ -267,17 +289,15 @@ def parallel_network(net, settings, world):
     """The network itself, or PyTorch's wrapper that averages gradients over all processes."""
     if world == 1:
         return net
+    # With a loss switched off some parameters get no gradient: it must look for them.
+    some_loss_is_off = 0 in [*settings["lambdas"], settings["aux"]]
     return torch.nn.parallel.DistributedDataParallel(
-        net, gradient_as_bucket_view=True,
-        # SyncBatchNorm's statistics are the same everywhere; on gloo rank 0's are handed out.
-        broadcast_buffers=settings["device"] == "cpu",
-        # With a loss switched off some parameters get no gradient: it must look for them.
-        find_unused_parameters=0 in [*settings["lambdas"], settings["aux"]])
+        net, gradient_as_bucket_view=True, find_unused_parameters=some_loss_is_off)
 
 
 # ---------------------------------------------------------------- the folder of a run
 # What may differ between a run and its --resume. Another device, or another number of processes
-# (not stored: each has BatchNorm statistics and dropout of its own), gives other numbers.
+# (which is not stored), gives other numbers: other roundings, other dropout.
 FREE_TO_CHANGE = ("root", "workers", "device", "out", "save_every")
 
 
@@ -304,8 +324,10 @@ class RunFolder:
             try:
                 open(self.log_path, "x").close()
             except FileExistsError:
-                data.stop(f"{self.folder} already holds a run; --resume goes on with it, --out "
-                          "FOLDER starts another")
+                how = "--resume goes on with it"
+                if not self.last.exists():
+                    how = "it is starting, or was killed at its start: then delete the folder"
+                data.stop(f"{self.folder} already holds a run; {how}; --out FOLDER starts another")
 
     def identity(self):
         """Tells one last.pt from another."""
@@ -319,7 +341,9 @@ class RunFolder:
         self.seen = self.identity()
         load_network(self.last)                 # ValueError where it is no checkpoint of ours
         checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-        if not {"iteration", "best", "optimizer"} <= checkpoint.keys():
+        iteration = checkpoint.get("iteration")
+        is_run = type(iteration) is int and iteration >= 0
+        if not is_run or type(checkpoint.get("best")) is not float:
             raise ValueError(f"{self.last} holds weights, but no run to go on with: a best.pt?")
         for name, value in checkpoint["settings"].items():
             now = self.settings.get(name)
@@ -373,13 +397,8 @@ def prepare(settings, run, rank, world):
         if settings["resume"]:
             checkpoint = run.read()
             net.load_state_dict(checkpoint["model"])
-        elif settings["pretrained"] != "none":
-            if rank > 0:
-                wait_for_all(world)             # rank 0 downloads the weights
-            sentence = load_xception_weights(net, settings["pretrained"])
-            if rank == 0:
-                print(sentence)
-                wait_for_all(world)
+        elif settings["pretrained"] != "none" and rank == 0:    # which hands them to the others
+            print(load_xception_weights(net, settings["pretrained"]))
         pairs, val_videos = prepare_data(settings, rank, world)
         if not settings["resume"]:
             run.save("last.pt", net, **checkpoint)
@@ -471,6 +490,9 @@ def parse_arguments(argv=None):
     flag("--save-every", type=data.whole_number(1), help="iterations between two last.pt")
     flag("--val-frames", type=data.whole_number(1), help="at most so many of each val video")
     settings = vars(parser.parse_args(argv))
+    of_lisiam = (settings["lambdas"], settings["aux"], settings["variant"] != "A" or None)
+    if settings["model"] == "xception" and of_lisiam != (None, None, None):
+        data.stop("--variant, --lambdas and --aux are LiSiam's; the baseline has one loss")
     for name, value in ({**PAPER, **DEMO} if settings["data"] == "demo" else PAPER).items():
         if settings.get(name) is None:
             settings[name] = value
@@ -484,6 +506,8 @@ def parse_arguments(argv=None):
 def run_name(settings):
     """demo, or what the run is: ff++-c40-lisiam-G-seed1."""
     names = [settings["data"], settings["quality"], settings["model"]]
+    if settings["num_classes"] == 5:
+        names.append("5classes")
     if settings["variant"] != "A":
         names.append(settings["variant"])
     if settings["iqd"]:
@@ -507,8 +531,6 @@ def check_arguments(settings):
     if settings["device"] == "cuda" and not torch.cuda.is_available():
         data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
     if settings["model"] == "xception":
-        if settings["variant"] != "A" or settings["lambdas"] != PAPER["lambdas"]:
-            data.stop("--variant and --lambdas are LiSiam's; the baseline has one loss")
         return
     if settings["iqd"]:
         data.stop("--iqd is for --model xception; LiSiam has a degraded branch already")
@@ -529,7 +551,7 @@ def main(argv=None):
     run = RunFolder(settings, rank)
     net, checkpoint, pairs, val_videos = prepare(settings, run, rank, world)
     iteration, best = checkpoint["iteration"], checkpoint["best"]
-    net.to(settings["device"], memory_format=torch.channels_last)       # faster; the same numbers
+    net.to(settings["device"], memory_format=torch.channels_last)       # faster
     if world > 1 and settings["device"] == "cuda":
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
@@ -550,7 +572,7 @@ def main(argv=None):
             # Dropout is a function of (seed, iteration, process), so there is no state to save.
             torch.manual_seed(mixed_seed(settings["seed"], iteration, rank))
             for group in optimizer.param_groups:
-                group["lr"] = poly_lr(iteration - start, steps, settings["lr"])
+                group["lr"] = learning_rate(iteration - start, steps, stage, settings)
             loss, parts = step_loss(parallel, batch, settings, stage)           # Eq. (19)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -558,18 +580,18 @@ def main(argv=None):
             iteration += 1
             bar.update()
 
-            is_last = iteration == end
-            saves = is_last or iteration % settings["save_every"] == 0
+            ends_stage = iteration == end
+            saves = ends_stage or iteration % settings["save_every"] == 0
             # In stage 1 there is nothing to validate: the head is untrained.
-            validates = stage > 1 and (is_last or iteration % settings["eval_every"] == 0)
+            validates = stage > 1 and (ends_stage or iteration % settings["eval_every"] == 0)
             if saves or validates or iteration % LOG_EVERY == 0:
                 log_step(run, bar, iteration, stage, optimizer, loss, parts, net)
-            if (validates or is_last) and rank == 0:
+            if (validates or ends_stage) and rank == 0:
                 if validates:
                     best = validate(net, val_videos, settings, run, iteration, stage, best)
                 if settings["model"] == "lisiam":
                     path = run.folder / f"panel_{iteration:06d}.png"
-                    evaluate.panel(net, batch, settings["device"], path)
+                    evaluate.panel(net, batch, settings, path)
                 freeze(net, stage)              # both have set the network to eval mode
             if saves:
                 run.save("last.pt", net, iteration, best=best, optimizer=optimizer.state_dict())
@@ -588,21 +610,15 @@ def main(argv=None):
 
 def finish(run, settings):
     """The demo's test table; for FF++ the command that makes one."""
-    best = run.folder / "best.pt"
+    test = ["--checkpoint", run.folder / "best.pt", "--data", settings["data"],
+            "--root", settings["root"]]
     if settings["data"] != "demo":
-        print(f"done; test it: python evaluate.py --checkpoint {best} --data {settings['data']} "
-              f"--root {settings['root']} --quality {settings['quality']}")
+        print("done; test it: python evaluate.py", *test, "--quality", settings["quality"])
         return
-    net, tested = load_network(best, settings["device"])
-    settings = {**settings, "threshold": tested["threshold"]}
-    results = []
-    for quality in data.QUALITIES:
-        results.append(evaluate.evaluate(net, settings, "demo", settings["root"], quality))
-    report = [{"settings": run.settings, "results": results}]
-    data.write_whole(run.folder / "test.json", json.dumps(report, indent=1).encode())
-    print(f"\nTest split, trained on {settings['quality']}, weights of {best}; pictures: "
-          f"{run.folder}/*.png")
-    print(evaluate.table(results))
+    test += ["--quality", *data.QUALITIES, "--workers", settings["workers"],
+             "--device", settings["device"], "--json", run.folder / "test.json"]
+    print(f"\nIts test split; pictures of the training: {run.folder}/*.png")
+    evaluate.main([str(word) for word in test])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import evaluate  # noqa: E402
 import masks  # noqa: E402
 import train  # noqa: E402
 from losses import total_loss  # noqa: E402
-from model import LiSiam, XceptionClassifier, autocast, load_xception_weights  # noqa: E402
+from model import LiSiam, XceptionClassifier, load_xception_weights  # noqa: E402
 
 
 def measure(functions, args, steps=1):
@@ -140,9 +140,8 @@ def validation_batch(net, batch, device):
     @torch.inference_mode()
     def step():
         images = batch["clean"].to(device, non_blocking=True)
-        with autocast(device):
-            _, probs = evaluate.look(net, images)
-        evaluate.map_numbers(evaluate.count_levels(probs, batch["mask"].to(device)))
+        _, probs = evaluate.scores_and_maps(net, images)
+        evaluate.map_numbers(evaluate.count_pixels(probs, batch["mask"].to(device)))
     return step
 
 

@@ -130,7 +130,7 @@ def test_pixels_are_counted_by_truth_and_by_level_of_the_map():
     """Two pictures of 1 x 2 pixels, in steps of 0.001; 1.0 itself belongs to the last step."""
     probs = torch.tensor([[[0.0, 0.5]], [[1.0, 0.2504]]])
     mask = torch.tensor([[[0, 1]], [[1, 0]]])
-    counts = evaluate.count_levels(probs, mask)
+    counts = evaluate.count_pixels(probs, mask)
     assert counts.shape == (2, 2, 1000)
     assert counts.sum() == 4
     assert counts[0, 0, 0] == counts[0, 1, 500] == counts[1, 1, 999] == counts[1, 0, 250] == 1
@@ -243,7 +243,7 @@ def test_the_numbers_of_a_map_by_hand():
     probs[:, :, :2] = 0.9
     mask = torch.zeros(1, 4, 4, dtype=torch.uint8)
     mask[:, :2] = 1
-    iou, marked, inside = evaluate.map_numbers(evaluate.count_levels(probs, mask))
+    iou, marked, inside = evaluate.map_numbers(evaluate.count_pixels(probs, mask))
     assert marked.item() == 0.5
     assert inside.item() == 0.5
     by_threshold = dict(zip(evaluate.THRESHOLDS.round(2), iou[0].tolist()))
@@ -261,7 +261,7 @@ def videos_named(*names):
 def predictions(scores, video, videos):
     """What predict returns of a network without a map."""
     return {"score": np.array(scores), "video": np.array(video),
-            "has_mask": np.zeros(len(scores), bool), "levels": np.zeros((len(videos), 2, 4))}
+            "has_mask": np.zeros(len(scores), bool), "counts": np.zeros((len(videos), 2, 4))}
 
 
 def test_videos_of_one_name_in_two_methods_stay_two():
@@ -449,14 +449,14 @@ def test_five_classes_give_one_minus_the_chance_of_real(network, tiny_tree):
     net = network(np.log([0.3, 0.1, 0.2, 0.25, 0.15]).tolist())
     found = evaluate.predict(net, videos, SETTINGS)
     np.testing.assert_allclose(found["score"], 0.7, rtol=1e-6)
-    assert found["levels"].sum() == 0           # no frame has a mask here
+    assert found["counts"].sum() == 0           # no frame has a mask here
 
 
 def test_scores_close_to_one_do_not_tie():
     """In float32 both would be 1.0 exactly."""
     images = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
-    sure, _ = evaluate.look(Fixed([0.0, 20.0]), images)
-    surer, _ = evaluate.look(Fixed([0.0, 25.0]), images)
+    sure, _ = evaluate.scores_and_maps(Fixed([0.0, 20.0]), images)
+    surer, _ = evaluate.scores_and_maps(Fixed([0.0, 25.0]), images)
     assert sure.item() < surer.item() < 1
 
 
@@ -579,9 +579,11 @@ def test_scores_that_are_no_numbers_stop_the_evaluation(tiny_tree, tmp_path, mon
     kept = torch.load(checkpoint, weights_only=True)
     kept["model"]["backbone.bn1.running_var"][0] = float("nan")
     torch.save(kept, checkpoint)
-    sentence = stopped(monkeypatch, capsys, "--checkpoint", checkpoint, "--root", tiny_tree,
-                       "--workers", 0, "--device", "cpu")
-    assert "finite" in sentence
+    face = next(tiny_tree.rglob("faces/*/0000.png"))
+    for what in (["--root", tiny_tree, "--workers", 0], ["--image", face, "--crop", "none"]):
+        sentence = stopped(monkeypatch, capsys, "--checkpoint", checkpoint, *what,
+                           "--device", "cpu")
+        assert "finite" in sentence
 
 
 def test_testing_with_other_masks_or_batches_does_not_rename_a_run(
@@ -1017,7 +1019,7 @@ def test_a_panel_shows_what_training_sees_and_the_maps(tiny_tree, tmp_path, shee
     pairs = data.TrainingPairs(videos, 48, mask=None)
     batch = torch.utils.data.default_collate([pairs[n] for n in range(len(pairs))])
     first_fake = batch["label"].tolist().index(1)
-    evaluate.panel(Stub(), batch, "cpu", tmp_path / "panel.png")
+    evaluate.panel(Stub(), batch, SETTINGS, tmp_path / "panel.png")
     assert Image.open(tmp_path / "panel.png").width > 5 * 128
     columns, rows = next(iter(sheets.values()))
     assert columns[:3] == ["clean", "degraded", "mask"]
@@ -1160,7 +1162,7 @@ def test_a_face_is_judged_by_its_crop_and_drawn_over_where_the_map_says(tmp_path
     frame = scene()
     frame.paste((255, 255, 255), (100, 40, 164, 104))               # what stands in the box
     before = np.asarray(frame).astype(int)
-    evaluate.look_at(Stub(), SETTINGS, "photo", [frame], [(100, 40, 64)], tmp_path / "map.png")
+    evaluate.report_face(Stub(), SETTINGS, "photo", [frame], [(100, 40, 64)], tmp_path / "map.png")
     said = capsys.readouterr().out
     assert "P(fake) 1.000" in said
     assert "x 100, y 40, side 64" in said
@@ -1180,7 +1182,7 @@ def test_several_frames_give_the_mean_the_spread_and_the_worst_is_drawn(tmp_path
     frames = [scene(brightness) for brightness in (120, 140, 130)]
     boxes = [(0, 0, 64), (20, 8, 64), (4, 4, 64)]
     scores = [1 / (1 + np.exp(-10 * (value / 255 * 2 - 1))) for value in (120, 140, 130)]
-    evaluate.look_at(Stub(), SETTINGS, "clip", frames, boxes, tmp_path / "map.png")
+    evaluate.report_face(Stub(), SETTINGS, "clip", frames, boxes, tmp_path / "map.png")
     said = capsys.readouterr().out
     assert f"P(fake) {np.mean(scores):.3f}" in said
     assert "3 frames" in said
@@ -1199,7 +1201,7 @@ def test_a_crop_is_judged_in_the_size_the_network_was_trained_with():
 
 def test_the_baseline_has_no_map_to_draw(tmp_path, capsys):
     net = Fixed(np.log([0.25, 0.75]).tolist())
-    evaluate.look_at(net, SETTINGS, "photo", [scene()], [(0, 0, 64)], tmp_path / "map.png")
+    evaluate.report_face(net, SETTINGS, "photo", [scene()], [(0, 0, 64)], tmp_path / "map.png")
     assert "P(fake) 0.750" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

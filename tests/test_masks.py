@@ -306,11 +306,16 @@ def test_masks_from_c40_are_named_when_a_better_quality_arrives(tmp_path, capsys
     assert masks_under(tree) != poor
 
 
-def test_a_broken_mask_is_named_and_the_others_are_kept(masked_tree, capsys):
+@pytest.mark.parametrize("damage", ["empty", "size"])
+def test_a_broken_mask_is_named_and_the_others_are_kept(damage, masked_tree, capsys, monkeypatch):
     path = masked_tree / "manipulated_sequences/FaceSwap/masks_ssim/071_054/0001.png"
-    path.write_bytes(b"")
-    said = stop_of(capsys, masked_tree)
-    assert str(path) in said
-    assert "delete it" in said
+    if damage == "empty":
+        path.write_bytes(b"")
+    else:
+        Image.new("L", (47, 48)).save(path)
+    with pytest.raises(SystemExit) as stop:
+        call_main(monkeypatch, "--root", masked_tree, "--workers", 1)
+    assert stop.value.code == 2
+    assert str(path) in capsys.readouterr().err
     path.unlink()
     assert masks.write_masks("ff++", masked_tree, "ssim", 1) == 24

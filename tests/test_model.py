@@ -795,6 +795,18 @@ def test_blocks_1_to_12_are_enough_for_lisiam_but_not_for_the_baseline(tmp_path)
         load_xception_weights(XceptionClassifier(2, WIDTH), path)
 
 
+@pytest.mark.parametrize("damage, says", [
+    (lambda tensor: tensor * float("nan"), "no finite numbers"),
+    (lambda tensor: tensor.to("meta"), "lacks 1 tensors"),
+    (lambda tensor: tensor.to_sparse(), "lacks 1 tensors"),
+], ids=["nan", "meta", "sparse"])
+def test_weights_without_numbers_of_use_are_refused(damage, says, tmp_path):
+    path = tmp_path / "file.pth"
+    torch.save({**PORT, "conv1.weight": damage(PORT["conv1.weight"])}, path)
+    with pytest.raises(ValueError, match=says):
+        load_xception_weights(LiSiam(WIDTH), path)
+
+
 # ---------------------------------------------------------------- files of no use
 class Hostile:
     """Unpickled without care it creates a folder."""

@@ -522,6 +522,18 @@ def test_a_best_pt_is_no_run_to_go_on_with(masked_tree, tmp_path, capsys):
     assert "no run to go on with" in stopped(capsys, *flags, "--resume")
 
 
+@pytest.mark.parametrize("entry", [
+    {"iteration": "1"}, {"iteration": -1}, {"best": None}, {"optimizer": {"param_groups": []}},
+    {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}},
+], ids=str)
+def test_a_damaged_checkpoint_is_not_resumed(entry, masked_tree, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = command(masked_tree, out, (2, 0, 0), "--save-every", 1)
+    train.main(flags)
+    torch.save({**read(out / "last.pt"), "iteration": 1, **entry}, out / "last.pt")
+    assert "last.pt" in stopped(capsys, *flags, "--resume")
+
+
 def test_what_a_killed_save_left_is_swept_up_by_resume(masked_tree, tmp_path):
     out = tmp_path / "run"
     flags = command(masked_tree, out, (1, 0, 0))
@@ -711,7 +723,8 @@ def test_bfloat16_agrees_with_float32_gradients_included(device):
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             first, second = net(clean, degraded)
         loss, parts = total_loss({1: first, 2: second}, labels, mask)
-        assert first.seg_logits.dtype == dtype
+        assert first.region_logits.dtype == dtype
+        assert first.seg_logits.dtype == first.cls_logits.dtype == torch.float32
         assert all(part.dtype == torch.float32 for part in parts.values())
         loss.backward()
         losses.append(loss.item())
