@@ -19,8 +19,6 @@ if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceb
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import collections
-import functools
 import io
 import json
 import os
@@ -53,23 +51,20 @@ ROOTS = {
 
 
 # ---------------------------------------------------------------- what all scripts share
-def stop(sentence):
-    """Ends the program on what its user can mend: one sentence on standard error, exit status 2.
+def stop(*sentences):
+    """Ends the program on what its user can mend: sentences on standard error, exit status 2.
 
     In the main process only; code that may run in a loading process raises ValueError instead.
     """
-    print(sentence, file=sys.stderr)
+    print(*sentences, sep="\n", file=sys.stderr)
     raise SystemExit(2)
 
 
 def write_whole(path, content):
-    """Writes bytes so that `path` is always whole: a new file beside it, then a rename.
-
-    The new file has a name of its own: no file or link that is there already is written to.
-    """
+    """Writes bytes so that `path` is always whole: a new file beside it, then a rename."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(part, "xb")
+    file = open(part, "xb")                     # x: writes to no file or link that is there
     try:
         with file:
             file.write(content)
@@ -118,11 +113,8 @@ def new_parser(description):
 
 
 def in_threads(function, jobs, workers, title):
-    """[function(*job) for job in jobs] by several threads, under a bar.
-
-    Pillow, NumPy and OpenCV let go of Python's lock while they work, so threads share the cores.
-    """
-    pool = ThreadPoolExecutor(workers)
+    """[function(*job) for job in jobs] by several threads, under a bar."""
+    pool = ThreadPoolExecutor(workers)          # Pillow, NumPy, OpenCV let go of Python's lock
     try:
         results = pool.map(lambda job: function(*job), jobs)
         return list(tqdm(results, title, len(jobs), leave=False))
@@ -149,30 +141,21 @@ class Video(NamedTuple):
         return self.dataset, self.method, self.id
 
 
-def is_fake(method):
-    return method not in REAL
-
-
 def twin_path(frame):
     """The real frame that a fake FF++ frame was made on, there or not: frame k of its target."""
-    root = frame.parents[5]
-    quality = frame.parents[2].name
-    kind = frame.parents[1].name                # faces or frames
-    target = frame.parent.name.split("_")[0]
-    return root / "original_sequences" / "youtube" / quality / kind / target / frame.name
+    quality, kind, video, name = frame.parts[-4:]               # kind: faces or frames
+    reals = frame.parents[5] / "original_sequences" / "youtube"
+    return reals / quality / kind / video.split("_")[0] / name
 
 
 def mask_path(frame, mask):
-    """The mask of a fake FF++ frame, there or not. mask: ssim, diff or given (by a benchmark).
-
-    Given masks lie in <quality>/masks/<video>/ beside the benchmark's frames/, or in c23's only.
-    """
+    """The mask of a fake FF++ frame, there or not. mask: ssim, diff or given (by a benchmark)."""
     method = frame.parents[3]
-    video = frame.parent.name
+    place = Path(frame.parent.name, frame.name)                 # <video>/<frame>.png
     if mask != "given":
-        return method / f"masks_{mask}" / video / frame.name
-    beside = frame.parents[2] / "masks" / video / frame.name
-    return beside if beside.exists() else method / "c23" / "masks" / video / frame.name
+        return method / f"masks_{mask}" / place
+    beside = frame.parents[2] / "masks" / place                 # of this quality, or c23's for all
+    return beside if beside.exists() else method / "c23" / "masks" / place
 
 
 def official_split(dataset, root):
@@ -181,25 +164,20 @@ def official_split(dataset, root):
         return celeb_test_list(root)
     splits = {}
     for split in ("train", "val", "test"):
+        pairs = []
+        path = Path(root) / "splits" / f"{split}.json"          # the demo's, in FF++'s format
         if dataset == "ff++":
             pairs = [pair.split("_") for pair in FFPP_PAIRS[split].split()]
-        else:
-            pairs = demo_pairs(Path(root) / "splits" / f"{split}.json")
+        elif path.exists():
+            try:
+                pairs = [(str(a), str(b)) for a, b in json.loads(path.read_text())]
+            except (ValueError, TypeError):
+                stop(f"{path} is damaged; delete the demo: train.py --data demo draws it again")
         for a, b in pairs:                      # two real videos, and the fakes made of them
             splits["real", a] = splits["real", b] = split
             for method in METHODS:
                 splits[method, f"{a}_{b}"] = splits[method, f"{b}_{a}"] = split
     return splits
-
-
-def demo_pairs(path):
-    """[["000", "001"], ...]: the demo's, in the format that FF++ publishes its own in."""
-    if not path.exists():
-        return []
-    try:
-        return [(str(a), str(b)) for a, b in json.loads(path.read_text())]
-    except (ValueError, TypeError):
-        stop(f"{path} is damaged; delete the demo, and python train.py --data demo draws it again")
 
 
 def celeb_test_list(root):
@@ -212,31 +190,27 @@ def celeb_test_list(root):
         stop(f"no {path}; it comes with Celeb-DF (README, 'Prepare') and names the test videos")
     splits = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line.strip():
+            continue
         label, _, name = line.strip().partition(" ")
         method, _, file = name.partition("/")
-        expected = "0" if is_fake(method) else "1"
-        if label and (method not in CELEB_FOLDERS or label != expected):
+        if method not in CELEB_FOLDERS or label != ("1" if method in REAL else "0"):
             stop(f"{path} says {line!r}, not '1 YouTube-real/00170.mp4'; is it the official list?")
-        if label:
-            splits[method, Path(file).stem] = "test"
+        splits[method, Path(file).stem] = "test"
     return splits
 
 
 def method_folders(dataset, root, quality):
-    """{method: folder that holds its videos, and faces/ or frames/}, there or not, real first.
-
-    FF++'s download calls c0 raw. Celeb-DF has one quality, and no folder for it.
-    """
+    """{method: folder that holds its videos, and faces/ or frames/}, there or not, real first."""
     root = Path(root)
-    if dataset.startswith("celeb"):
+    if dataset.startswith("celeb"):             # one quality, and no folder for it
         return {name: root / name for name in CELEB_FOLDERS}
-    tops = {"real": root / "original_sequences" / "youtube"}
+    folders = {"real": root / "original_sequences" / "youtube" / quality}
     for method in METHODS:
-        tops[method] = root / "manipulated_sequences" / method
-    folders = {}
-    for method, top in tops.items():
-        is_raw = quality == "c0" and not (top / "c0").is_dir()
-        folders[method] = top / ("raw" if is_raw else quality)
+        folders[method] = root / "manipulated_sequences" / method / quality
+    for method, folder in folders.items():
+        if quality == "c0" and not folder.is_dir():
+            folders[method] = folder.with_name("raw")           # as FF++'s download calls c0
     return folders
 
 
@@ -246,12 +220,8 @@ def visible(folder, pattern="*"):
 
 
 def crops_folder(folder, mask="ssim"):
-    """Where a method's crops lie: ours in faces/, a benchmark's in frames/; the first that has any.
-
-    Given masks belong to the benchmark's crops, so then frames/ comes first.
-    """
-    kinds = ("frames", "faces") if mask == "given" else ("faces", "frames")
-    for kind in kinds:
+    """The first that has videos: faces/, ours, or frames/, a benchmark's, whose masks are given."""
+    for kind in ("frames", "faces") if mask == "given" else ("faces", "frames"):
         if visible(folder / kind):
             return folder / kind
     return folder / "faces"
@@ -271,7 +241,8 @@ def list_videos(dataset, root, quality, split, mask="ssim"):
                 continue
             frames = visible(path, "*.png")
             if frames:
-                videos.append(Video(dataset, method, path.name, int(is_fake(method)), frames))
+                label = int(method not in REAL)
+                videos.append(Video(dataset, method, path.name, label, frames))
     return videos
 
 
@@ -283,12 +254,9 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     folders = method_folders(dataset, root, quality)
     others = [other for other in QUALITIES if list_videos(dataset, root, other, split, mask)]
     splits = official_split(dataset, root)
-    uncut = []
-    for method, folder in folders.items():
-        for video in visible(folder, "*.mp4") + visible(folder / "videos", "*.mp4"):
-            if splits.get((method, video.stem)) == split:
-                uncut.append(video)
-    if uncut:
+    clips = [(method, clip.stem) for method, folder in folders.items()
+             for clip in visible(folder, "*.mp4") + visible(folder, "videos/*.mp4")]
+    if any(splits.get(clip) == split for clip in clips):
         advice = f"cut the videos first: python data.py faces --data {dataset} --root {root}"
     elif any(visible(crops_folder(folder, mask)) for folder in folders.values()):
         advice = f"none of the videos there is in the {split} split: download more"
@@ -300,8 +268,7 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
         advice = ("ask for it at github.com/ondyari/FaceForensics (Celeb-DF: see README), then "
                   "python data.py faces; python train.py --data demo needs nothing")
     place = crops_folder(next(iter(folders.values())), mask)
-    stop(f"no {dataset} face crops for the {split} split: looked for {place}/<video>/<frame>.png; "
-         + advice)
+    stop(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png; {advice}")
 
 
 def mask_of(video, frame, mask):
@@ -314,28 +281,26 @@ def mask_of(video, frame, mask):
 
 def drawable_frames(video, mask):
     """The frames that training may draw: a real video's, a fake's with a mask; mask None: all."""
-    if mask is None or not video.label:
-        return video.frames
-    return [frame for frame in video.frames if mask_of(video, frame, mask)]
+    return [frame for frame in video.frames
+            if mask is None or not video.label or mask_of(video, frame, mask)]
 
 
 def training_videos(dataset, root, quality, mask, needs_masks=True):
-    """(videos to train on, videos to validate on), or a sentence where training cannot start.
-
-    A fake without any mask, as when its real video is missing, is left out, and counted in a line.
-    """
+    """(videos to train on, videos to validate on), or a sentence where training cannot start."""
     videos = require_videos(dataset, root, quality, "train", mask)
     usable = [video for video in videos if not needs_masks or drawable_frames(video, mask)]
     left_out = len(videos) - len(usable)
     if left_out:
         print(f"{left_out} of {len(videos)} training videos are left out: fakes without any mask")
-    for label, name in ((0, "real"), (1, "fake")):
-        if not any(video.label == label for video in usable):
-            advice = "python data.py check says what is missing"
-            if left_out:
-                advice = ("fakes lack masks: python masks.py makes them, where a fake's real video "
-                          "is there in the same quality")
-            stop(f"no {name} {quality} video to train on under {root}; {advice}")
+    labels = {video.label for video in usable}
+    if labels != {0, 1}:
+        advice = "python data.py check says what is missing"
+        if left_out and mask == "given":
+            advice = "fakes lack masks: a benchmark's lie in masks/, beside frames/"
+        elif left_out:
+            advice = "fakes lack masks: python masks.py makes them of real videos of their quality"
+        missing = "fake" if 0 in labels else "real"
+        stop(f"no {missing} {quality} video to train on under {root}; {advice}")
     return usable, list_videos(dataset, root, quality, "val", mask)
 
 
@@ -355,10 +320,7 @@ def read_image(path):
 
 def read_face(path, size):
     """A face crop as a (size, size) RGB Pillow image, resized bilinearly if it must be."""
-    image = read_image(path)
-    if image.size == (size, size):
-        return image
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+    return read_image(path).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def read_mask(path, size):
@@ -407,19 +369,11 @@ def blur(image, sigma):
     return image.filter(ImageFilter.GaussianBlur(sigma * image.width / 299))
 
 
-def random_jpeg(image, rng):
-    return jpeg(image, rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
-
-
-def random_resize(image, rng):
-    return resize(image, rng.uniform(*RESIZE_SIDE))
-
-
-def random_blur(image, rng):
-    return blur(image, rng.uniform(*BLUR_SIGMA))
-
-
-OPERATIONS = [random_jpeg, random_resize, random_blur]
+OPERATIONS = [
+    lambda image, rng: jpeg(image, rng.integers(*JPEG_QUALITY, endpoint=True)),
+    lambda image, rng: resize(image, rng.uniform(*RESIZE_SIDE)),
+    lambda image, rng: blur(image, rng.uniform(*BLUR_SIGMA)),
+]
 
 
 def degrade(image, rng):
@@ -456,10 +410,8 @@ class TrainingPairs(torch.utils.data.Dataset):
         self.frames = {video.key: drawable_frames(video, mask) for video in videos}
         fakes = [video for video in videos if video.label and self.frames[video.key]]
         reals = [video for video in videos if not video.label]
-        repeats = 1
-        if num_classes == 2:
-            repeats = max(1, round(len(fakes) / max(1, len(reals))))
-        self.videos = reals * repeats + fakes
+        repeats = round(len(fakes) / max(1, len(reals))) if num_classes == 2 else 1
+        self.videos = reals * max(1, repeats) + fakes
 
     def __len__(self):
         return len(self.videos)
@@ -467,7 +419,7 @@ class TrainingPairs(torch.utils.data.Dataset):
     def draw(self, n):
         """(video, random generator) of sample n; each epoch is a new permutation of the list."""
         epoch, place = divmod(n, len(self.videos))
-        order = permutation(self.seed, epoch, len(self.videos))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.videos))
         return self.videos[order[place]], np.random.default_rng([self.seed, 1, n])
 
     def __getitem__(self, n):
@@ -487,11 +439,6 @@ class TrainingPairs(torch.utils.data.Dataset):
                 "mask": torch.from_numpy(mask), "label": label}
 
 
-@functools.lru_cache(maxsize=2)
-def permutation(seed, epoch, length):
-    return np.random.default_rng([seed, 0, epoch]).permutation(length)
-
-
 def evenly_spread(items, count):
     """At most `count` of the items, evenly spread, the first and the last among them."""
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
@@ -501,13 +448,9 @@ def evenly_spread(items, count):
 class TestFrames(torch.utils.data.Dataset):
     """Every frame of the videos, in order, as it is on disk, and its mask where there is one.
 
-    mask: ssim, diff, given, or None where none is looked for.
-    limit: at most so many frames a video. degradation: what to do to each picture first, for
-    evaluate.py's sweep. Items: {"image": (3, S, S) uint8, "mask": (S, S) uint8, "has_mask": bool,
-    "video": index into videos}.
+    mask: ssim, diff, given, or None where none is looked for. limit: at most so many frames a
+    video. degradation: what to do to each picture first, for evaluate.py's sweep.
     """
-
-    __test__ = False                            # not a test class, whatever pytest thinks
 
     def __init__(self, videos, size, mask="ssim", limit=None, degradation=None):
         self.size = size
@@ -521,6 +464,7 @@ class TestFrames(torch.utils.data.Dataset):
         return len(self.items)
 
     def __getitem__(self, n):
+        """{"image": (3, S, S) uint8, "mask": (S, S) uint8, "has_mask", "video": its index}"""
         index, frame, path = self.items[n]
         image = read_face(frame, self.size)
         if self.degradation:
@@ -547,8 +491,7 @@ def broken_files(video, mask):
         try:
             width, height = read_image(frame).size
             if width != height:                 # and so are all others of this video
-                return [f"{frame.parent} holds full frames, not square face crops; cut them first: "
-                        "python data.py faces"]
+                return [f"{frame.parent} holds full frames, no crops: run python data.py faces"]
             path = mask_of(video, frame, mask)
             if path:
                 read_mask(path, width)
@@ -563,10 +506,8 @@ def stop_if_broken(videos, mask, workers):
     """Opens every picture and mask, before hours are spent, and names all that cannot be used."""
     jobs = [(video, mask) for video in videos]
     sentences = sum(in_threads(broken_files, jobs, workers, "opening every picture"), [])
-    for sentence in sentences:
-        print(sentence, file=sys.stderr)
     if sentences:
-        stop(f"{len(sentences)} files cannot be used, named above; replace them")
+        stop(*sentences, f"{len(sentences)} files cannot be used, named above; replace them")
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: frames of a video
@@ -580,12 +521,9 @@ def ffmpeg():
 
 
 def count_frames(video):
-    """How many frames a video has, by decoding all of it: headers can lie.
-
-    -xerror: a damaged file would else pass for a shorter one.
-    """
-    command = [ffmpeg().get_ffmpeg_exe(), "-nostdin", "-xerror", "-i", str(video)]
-    command += ["-map", "0:v:0", "-f", "null", "-"]
+    """How many frames a video has, by decoding all of it: headers can lie."""
+    command = [ffmpeg().get_ffmpeg_exe(), "-nostdin", "-i", str(video), "-map", "0:v:0"]
+    command += ["-xerror", "-f", "null", "-"]   # else a damaged file passes for a shorter one
     done = subprocess.run(command, capture_output=True)
     counts = re.findall(rb"frame= *([0-9]+)", done.stderr)
     if done.returncode != 0 or not counts:
@@ -599,10 +537,9 @@ def read_frames(video, wanted):
     Stops early where the video ends or is damaged: the caller counts.
     """
     terms = [f"eq(n,{index})" for index in wanted]
-    groups = []                                 # ffmpeg takes no sum of 101 terms, but sums of sums
-    for start in range(0, len(terms), 50):
-        groups.append(f"({'+'.join(terms[start:start + 50])})")
-    chosen = ["-vf", f"select='{'+'.join(groups)}'", "-fps_mode", "passthrough"]
+    # ffmpeg's parser takes no sum of 101 terms, but sums of sums.
+    sums = [f"({'+'.join(terms[start:start + 50])})" for start in range(0, len(terms), 50)]
+    chosen = ["-vf", f"select='{'+'.join(sums)}'", "-fps_mode", "passthrough"]
     reader = ffmpeg().read_frames(str(video), input_params=["-xerror"], output_params=chosen)
     try:
         width, height = next(reader)["size"]
@@ -657,10 +594,10 @@ def find_boxes(frames, detect):
     found = {}
     for index, frame in frames:
         indices.append(index)
-        height, width = frame.shape[:2]
         faces = detect(frame)
         if faces:                               # bystanders and false alarms are smaller
             largest = max(faces, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+            height, width = frame.shape[:2]
             found[index] = (*square_box(largest, width, height), width)
     boxes = {}
     for index in indices if found else ():
@@ -670,23 +607,19 @@ def find_boxes(frames, detect):
 
 
 def write_crops(frames, boxes, folder):
-    """Cuts (index, picture) pairs by their boxes into folder/<index>.png; returns how many.
-
-    The folder appears at once: a kill leaves .NAME.part, never half a NAME.
-    """
-    part = folder.with_name(f".{folder.name}.part")
+    """Cuts (index, picture) pairs by their boxes into folder/<index>.png; returns how many."""
+    part = folder.with_name(f".{folder.name}.part")             # a kill leaves no half a folder
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     count = 0
     try:
-        for index, frame in frames:
+        for count, (index, frame) in enumerate(frames, 1):
             x, y, side, width = boxes[index]
             if frame.shape[1] != width:
                 raise ValueError(f"it is {frame.shape[1]} pixels wide, its real video {width}")
             face = Image.fromarray(frame[y:y + side, x:x + side])
             face = face.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
             face.save(part / f"{index:04d}.png")
-            count += 1
         if count == 0:
             raise ValueError("it has none of the frames of its real video")
         os.replace(part, folder)
@@ -695,10 +628,10 @@ def write_crops(frames, boxes, folder):
     return count
 
 
-# Frame k of <target>_<source> is frame k of <target>. So frames and boxes are chosen once, on the
-# real video in its best quality, and cut all that share them; real and fake then differ by the
-# forgery alone. Example: 000.mp4 is there in c23 and c40, Deepfakes' 000_003.mp4 in c23 only. They
-# are one job: boxes found on c23's 000.mp4, kept in ROOT/boxes/real/000.json, cut all three.
+# READING Sec. IV-A3: frame k of <target>_<source> is frame k of <target>. So boxes are found once,
+# on the real video in its best quality (without it, on a fake), and cut all that share them: masks
+# fit, and real and fake differ by the forgery alone. Example: 000.mp4 in c23 and c40 and Deepfakes'
+# 000_003.mp4 are one job; the boxes, kept in ROOT/boxes/real/000.json, are of c23's 000.mp4.
 class FaceJob(NamedTuple):
     boxes: Path         # JSON {index: [x, y, side, width]}, kept for what is downloaded later
     source: Path        # the video that they are found on
@@ -709,46 +642,42 @@ class FaceJob(NamedTuple):
 def face_jobs(dataset, root):
     """The FaceJobs of a tree: 30 frames of a training video, 100 of others (Sec. IV-A3).
 
-    READING Sec. IV-A3: boxes of the real video cut its fakes, too, so that masks fit; of a fake
-    without it, its own. Celeb-DF, which has no masks, is cut video by video, and only what its test
-    list names.
+    Celeb-DF, which has no masks, is cut video by video, and only what its test list names.
     """
     splits = official_split(dataset, root)
-    outputs = collections.defaultdict(list)     # {(method, id) of the video that owns the boxes: }
-    for quality in QUALITIES if dataset == "ff++" else (None,):     # the best first
+    is_ffpp = dataset == "ff++"
+    outputs = {}                                # {(method, id) of the video that owns the boxes: }
+    for quality in QUALITIES if is_ffpp else ("",):             # the best first
         for method, folder in method_folders(dataset, root, quality).items():   # real first
-            for video in visible(folder if quality is None else folder / "videos", "*.mp4"):
-                owner = (method, video.stem)
-                if dataset == "ff++":
-                    owner = ("real", video.stem.split("_")[0])
-                if (method, video.stem) in splits:
-                    outputs[owner].append((video, folder / "faces" / video.stem))
+            for video in visible(folder, "videos/*.mp4" if is_ffpp else "*.mp4"):
+                id = video.stem
+                owner = ("real", id.split("_")[0]) if is_ffpp else (method, id)
+                if (method, id) in splits:
+                    outputs.setdefault(owner, []).append((video, folder / "faces" / id))
     jobs = []
     for (method, id), found in outputs.items():
+        boxes = Path(root) / "boxes" / method / f"{id}.json"
         sources = [video for video, _ in found if video.stem == id] + [found[0][0]]
         count = 30 if splits[method, id] == "train" else 100
-        jobs.append(FaceJob(Path(root) / "boxes" / method / f"{id}.json", sources[0], count, found))
+        jobs.append(FaceJob(boxes, sources[0], count, found))
     return jobs
 
 
 def boxes_of(job):
-    """{index: (x, y, side, width)}, from the job's file or found now and written there.
-
-    Whoever replaces a video deletes the file. Then what the old boxes made goes first: the masks,
-    then the crops.
-    """
+    """{index: (x, y, side, width)}, from the job's file or found now and written there."""
     if job.boxes.exists():
         boxes = {}
         try:
             for index, box in json.loads(job.boxes.read_text()).items():
                 x, y, side, width = box
-                is_whole = all(type(number) is int for number in box)
-                if not is_whole or not (0 <= x < x + side <= width and 0 <= y):
-                    raise ValueError("no box inside the frame")
+                is_inside = 0 <= x < x + side <= width and 0 <= y
+                if not is_inside or set(map(type, box)) != {int}:
+                    raise ValueError("no box of whole pixels inside the frame")
                 boxes[int(index)] = (x, y, side, width)
             return boxes
         except (ValueError, TypeError, AttributeError):
             raise ValueError(f"{job.boxes} is damaged; delete it") from None
+    # Whoever replaces a video deletes the file: what the old boxes made goes, the masks first.
     for _, folder in job.outputs:
         for masks in folder.parents[2].glob(f"masks_*/{folder.name}"):
             shutil.rmtree(masks)
@@ -757,8 +686,8 @@ def boxes_of(job):
             shutil.rmtree(folder)
     wanted = evenly_spread(range(count_frames(job.source)), job.count)
     boxes = find_boxes(read_frames(job.source, wanted), load_detector())
-    if not boxes or len(boxes) < len(wanted):
-        what = "no face" if not boxes else "damaged"
+    if len(boxes) < len(wanted) or not boxes:
+        what = "damaged" if boxes else "no face"
         raise ValueError(f"{job.source}: {what} in {len(wanted)} frames")
     write_whole(job.boxes, json.dumps(boxes).encode())
     return boxes
@@ -776,16 +705,15 @@ def cut_job(job):
             continue                            # a folder appears whole
         try:
             count = write_crops(read_frames(video, list(boxes)), boxes, folder)
+            if count < len(boxes):
+                sentences.append(f"{video} ends early: it has {count} of {len(boxes)} frames")
         except ValueError as error:
             sentences.append(f"{video} was not cut: {error}")
-            continue
-        if count < len(boxes):
-            sentences.append(f"{video} ends early: it has {count} of {len(boxes)} frames")
     return sentences
 
 
 def faces(dataset, root, workers):
-    """data.py faces: cuts every video on disk that has no crops yet."""
+    """Cuts every video on disk that has no crops yet."""
     jobs = face_jobs(dataset, root)
     if not jobs:
         stop(f"no videos under {root}; expected the official layout, as in README, 'Prepare'")
@@ -797,10 +725,9 @@ def faces(dataset, root, workers):
     load_detector()                             # a missing package is said before the work
     ffmpeg()
     singles = [(job,) for job in jobs]
-    sentences = sum(in_threads(cut_job, singles, workers, "videos with their fakes"), [])
-    for sentence in sentences:
+    for sentence in sum(in_threads(cut_job, singles, workers, "videos with their fakes"), []):
         print(sentence, file=sys.stderr)
-    done = sum(1 for folder in folders if visible(folder, "*.png"))
+    done = sum(bool(visible(folder, "*.png")) for folder in folders)
     print(f"{done} of {len(folders)} videos have face crops now")
     if done < len(folders):
         stop("the others were not cut, for the reasons above")
@@ -814,8 +741,6 @@ MISALIGNED = 0.15
 
 def pair_problems(video, mask):
     """Sentences on a fake FF++ video beside its real twin: missing, misaligned, equal; no masks."""
-    if not video.label:
-        return []
     name = f"{video.method}/{video.id}"
     sentences = []
     without = len(video.frames) - len(drawable_frames(video, mask))
@@ -840,23 +765,19 @@ def pair_problems(video, mask):
 
 
 def check(dataset, root, quality, mask, workers):
-    """data.py check: names all that is missing or broken, and stops where train.py would.
-
-    For Celeb-DF: where evaluate.py would.
-    """
+    """Names all that is missing or broken; stops where train.py (Celeb-DF: evaluate.py) would."""
     splits = official_split(dataset, root)
     everything = []
     for split in ("train", "val", "test"):
         videos = list_videos(dataset, root, quality, split, mask)
         everything += videos
         there = {(video.method, video.id) for video in videos}
-        missing = [f"{method}/{id}" for (method, id), its_split in splits.items()
-                   if its_split == split and (method, id) not in there]
+        missing = ["/".join(key) for key in splits if splits[key] == split and key not in there]
         print(f"{split}: {len(videos)} videos, {len(missing)} are missing")
         if 0 < len(missing) <= 100:
             print("  missing:", *missing)
         if dataset in TRAINABLE:
-            jobs = [(video, mask) for video in videos]
+            jobs = [(video, mask) for video in videos if video.label]
             for sentence in sum(in_threads(pair_problems, jobs, workers, f"pairs of {split}"), []):
                 print(f"  {sentence}")
     stop_if_broken(everything, mask, workers)
@@ -871,26 +792,25 @@ def check(dataset, root, quality, mask, workers):
 # ---------------------------------------------------------------- command line
 def main():
     parser = new_parser("Face crops for LiSiam (Sec. IV-A).")
-    parser.add_argument("command", choices=["faces", "check"],
-                        help="faces: cut the faces out of all videos (Sec. IV-A3); check: what is "
-                             "missing or broken, exit status 0 if training can start")
-    parser.add_argument("--data", choices=list(ROOTS), default="ff++", help="default %(default)s")
-    parser.add_argument("--root", type=some_path,
-                        help="folder of the data set, default datasets/...")
-    parser.add_argument("--quality", choices=QUALITIES, default="c23",
-                        help="what is checked, default %(default)s; faces cuts all that are there")
-    parser.add_argument("--mask", choices=["ssim", "diff", "given"], default="ssim",
-                        help="of check, default %(default)s")
-    parser.add_argument("--workers", type=whole_number(1), default=os.cpu_count(),
-                        help="threads, default %(default)s")
+    flag = parser.add_argument
+    flag("command", choices=["faces", "check"],
+         help="faces: cut the faces out of all videos; check: is anything missing or broken?")
+    flag("--data", choices=list(ROOTS), default="ff++", help="default %(default)s")
+    flag("--root", type=some_path, help="folder of the data set, default datasets/...")
+    flag("--quality", choices=QUALITIES, default="c23",
+         help="what is checked, default %(default)s; faces cuts all that are there")
+    flag("--mask", choices=["ssim", "diff", "given"], default="ssim",
+         help="of check, default %(default)s")
+    flag("--workers", type=whole_number(1), default=os.cpu_count(),
+         help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or ROOTS[args.data]
-    if args.command == "faces" and args.data == "demo":
-        stop("the demo's faces are drawn as they are: there is nothing to cut")
-    if args.command == "faces":
-        faces(args.data, root, args.workers)
-    else:
+    if args.command == "check":
         check(args.data, root, args.quality, args.mask, args.workers)
+    elif args.data == "demo":
+        stop("the demo's faces are drawn as they are: there is nothing to cut")
+    else:
+        faces(args.data, root, args.workers)
 
 
 # ---------------------------------------------------------------- FF++'s official split

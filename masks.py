@@ -18,7 +18,6 @@ if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceb
 
 import io
 import os
-import sys
 
 import numpy as np
 from PIL import Image
@@ -26,21 +25,14 @@ from skimage.metrics import structural_similarity
 
 import data
 
-SSIM_THRESHOLD = 20             # grey levels of 255, Sec. III-E
-DIFF_THRESHOLD = 0.1 * 255      # grey levels: |real - fake| / 255 > 0.1, Dang et al. [10]
-
 
 # ---------------------------------------------------------------- Sec. III-E: SSIM mask, Fig. 3
 def grey_pair(real, fake):
-    """Two (H, W, 3) uint8 RGB crops -> two (H, W) float32 of luma, 0..255.
-
-    Raises ValueError if the crops differ in shape.
-    """
+    """Two (H, W, 3) uint8 RGB crops -> two (H, W) float32 of luma, 0..255."""
     if real.shape != fake.shape:
         raise ValueError(f"real crop {real.shape} and fake crop {fake.shape} must match; cut both "
                          "with one box")
-    greys = [Image.fromarray(crop).convert("L") for crop in (real, fake)]
-    return [np.asarray(grey, dtype=np.float32) for grey in greys]
+    return [np.asarray(Image.fromarray(crop).convert("L"), np.float32) for crop in (real, fake)]
 
 
 def ssim_map(real, fake):
@@ -55,12 +47,12 @@ def ssim_map(real, fake):
     READING Sec. III-E: of the 299 px crops, grey, 7 x 7 uniform window, float32: scikit-image's
     defaults. The Gaussian window of [40] flags 0.02 of the frame less and takes twice the time.
     """
-    grey_real, grey_fake = grey_pair(real, fake)
-    _, ssim = structural_similarity(grey_real, grey_fake, win_size=7, data_range=255, full=True)
-    return 255 * (1 - ssim)                                 # ssim: (H, W), in [-1, 1]
+    pair = grey_pair(real, fake)
+    _, ssim = structural_similarity(*pair, win_size=7, data_range=255, full=True)
+    return 255 * (1 - ssim)                     # ssim: (H, W), in [-1, 1]
 
 
-def ssim_mask(real, fake, threshold=SSIM_THRESHOLD):
+def ssim_mask(real, fake, threshold=20):
     """X_gt of a fake frame, (H, W) uint8: 1 where manipulation changed the local structure.
 
     Arguments as ssim_map. threshold: in grey levels of 255; 20 is the paper's, "empirically". The
@@ -70,13 +62,13 @@ def ssim_mask(real, fake, threshold=SSIM_THRESHOLD):
 
 
 # ---------------------------------------------------------------- Table VII: DIFF mask
-def diff_mask(real, fake, threshold=DIFF_THRESHOLD):
+def diff_mask(real, fake):
     """Dang et al.'s mask [10]: 1 where frames differ by over a tenth of the range. As ssim_mask.
 
     READING Table VII: a difference of grey values, as for SSIM; the paper does not say of what.
     """
     grey_real, grey_fake = grey_pair(real, fake)
-    return (np.abs(grey_real - grey_fake) > threshold).astype(np.uint8)
+    return (np.abs(grey_real - grey_fake) > 0.1 * 255).astype(np.uint8)
 
 
 MASKS = {"ssim": ssim_mask, "diff": diff_mask}
@@ -95,9 +87,8 @@ def best_pairs(dataset, root):
     for quality in data.QUALITIES:
         for split in ("train", "val", "test"):
             for video in data.list_videos(dataset, root, quality, split):
-                if not video.label or video.key in best:
-                    continue
-                if any(data.twin_path(frame).exists() for frame in video.frames):
+                is_new = video.label and video.key not in best
+                if is_new and any(data.twin_path(frame).exists() for frame in video.frames):
                     best[video.key] = (video, quality)
     return list(best.values())
 
@@ -113,12 +104,9 @@ def any_missing(dataset, root, mask):
 
 
 def write_video_masks(video, quality, mask):
-    """Writes the masks of one fake video that are missing. Returns sentences on what went wrong.
-
-    quality.txt beside the masks says what they were made from.
-    """
+    """Writes the masks of one fake video that are missing. Returns sentences on what went wrong."""
     folder = data.mask_path(video.frames[0], mask).parent
-    note = folder / "quality.txt"
+    note = folder / "quality.txt"               # what the masks beside it were made from
     made_from = note.read_text() if note.exists() else quality
     if made_from == "c40" and quality != "c40":
         return [f"{folder} was made from c40, and {quality} is there now: delete it"]
@@ -139,35 +127,29 @@ def write_video_masks(video, quality, mask):
 
 
 def write_masks(dataset, root, mask="ssim", workers=None):
-    """Writes every missing mask of a tree, manipulated_sequences/<method>/masks_<mask>/...
+    """Writes every missing mask of a tree, or names what cannot be done, and stops.
 
-    What is there is kept. Names what cannot be done, and stops. Returns how many fake videos there
-    are with a real one.
+    Returns how many fake videos there are with a real one.
     """
     pairs = best_pairs(dataset, root)
     if any(quality == "c40" and missing_masks(video, mask) for video, quality in pairs):
-        print("warning: these masks come from c40, whose compression blurs them; better cut the "
-              "faces of c0 or c23 as well, and make the masks then")
+        print("warning: masks from c40 are blurred by compression; better cut c0 or c23 first")
     jobs = [(video, quality, mask) for video, quality in pairs]
     sentences = sum(data.in_threads(write_video_masks, jobs, workers, f"{mask} masks"), [])
-    for sentence in sentences:
-        print(sentence, file=sys.stderr)
     if sentences:
-        data.stop(f"{len(sentences)} masks or videos need your hand, as said above; then run again")
+        data.stop(*sentences, f"{len(sentences)} masks or videos need your hand; then run again")
     return len(pairs)
 
 
 def main():
-    parser = data.new_parser(
-        "Writes the missing SSIM or DIFF masks of a tree of face crops (Sec. III-E).")
-    parser.add_argument("--data", choices=data.TRAINABLE, default="ff++",
-                        help="default %(default)s")
-    parser.add_argument("--root", type=data.some_path,
-                        help="folder of the data set, default datasets/...")
-    parser.add_argument("--mask", choices=list(MASKS), default="ssim",
-                        help="Sec. III-E, or [10] (Table VII); default %(default)s")
-    parser.add_argument("--workers", type=data.whole_number(1), default=os.cpu_count(),
-                        help="threads, default %(default)s")
+    parser = data.new_parser("Writes the missing SSIM or DIFF masks of face crops (Sec. III-E).")
+    flag = parser.add_argument
+    flag("--data", choices=data.TRAINABLE, default="ff++", help="default %(default)s")
+    flag("--root", type=data.some_path, help="folder of the data set, default datasets/...")
+    flag("--mask", choices=list(MASKS), default="ssim",
+         help="Sec. III-E, or [10] (Table VII); default %(default)s")
+    flag("--workers", type=data.whole_number(1), default=os.cpu_count(),
+         help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or data.ROOTS[args.data]
     there = [video for video, _ in best_pairs(args.data, root)]
@@ -176,8 +158,7 @@ def main():
     if not videos:
         data.require_videos(args.data, root, "c23", "train")
         data.stop(f"no fake video with its real video under {root}; see README, 'Prepare'")
-    print(f"{videos} fake videos have masks under {root}/manipulated_sequences/<method>/"
-          f"masks_{args.mask}")
+    print(f"{videos} fake videos have masks: {root}/manipulated_sequences/*/masks_{args.mask}")
 
 
 if __name__ == "__main__":

@@ -348,7 +348,7 @@ class RunFolder:
         load_network(self.last)                 # ValueError where it is no checkpoint of ours
         checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
         iteration = checkpoint.get("iteration")
-        is_run = type(iteration) is int and iteration >= 0
+        is_run = type(iteration) is int and iteration >= 0 and "optimizer" in checkpoint
         if not is_run or type(checkpoint.get("best")) is not float:
             raise ValueError(f"{self.last} holds weights, but no run to go on with: a best.pt?")
         for name, value in checkpoint["settings"].items():
