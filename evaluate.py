@@ -49,9 +49,8 @@ def auc(labels, scores):
     """Area under the ROC curve: the chance that a fake scores above a real; a tie is half a win.
 
     labels (n,) of 0 and 1; scores (n,) any numbers. None where only one class is there.
-    Example: reals 0.2 and 0.6, one fake 0.6. The fake wins against 0.2 and ties with 0.6: 1.5 wins
-    of 2 pairs, AUC 0.75. In counts: the distinct scores are 0.2 and 0.6; real_counts [1, 1],
-    fake_counts [0, 1].
+    Example: reals 0.2 and 0.6, one fake 0.6, which wins against 0.2 and ties with 0.6: 1.5 of 2,
+    AUC 0.75. In counts of the distinct scores: real_counts [1, 1], fake_counts [0, 1].
     """
     is_fake = np.asarray(labels) == 1
     distinct, rank = np.unique(scores, return_inverse=True)     # equal scores share a rank
@@ -93,30 +92,29 @@ def video_scores(scores, video):
     return np.bincount(inverse, scores) / np.bincount(inverse), indices
 
 
-def intervals(labels, scores, video, repeats=1000):
+def intervals(labels, scores, video):
     """95 % bootstrap intervals {"frame_acc": [low, high], "frame_auc", "video_acc", "video_auc"}.
 
     labels, scores (n,) of the frames, video (n,) the index of each frame's video. Frames of a video
     are alike, so it is videos that are drawn. {} with fewer than five videos of a class. Fakes made
     on one real video count as independent, so on FF++ the intervals are rather too narrow.
     """
-    means, indices = video_scores(scores, video)
+    means, indices = video_scores(scores, video)                        # (v,), (v,)
     frames = [np.flatnonzero(video == index) for index in indices]      # of each video
-    video_labels = np.array([labels[of_video[0]] for of_video in frames])
+    video_labels = np.array([labels[rows[0]] for rows in frames])       # (v,)
     fakes = np.flatnonzero(video_labels == 1)
     reals = np.flatnonzero(video_labels == 0)
     if min(len(fakes), len(reals)) < 5:
         return {}
     rng = np.random.default_rng(0)
     samples = []
-    for _ in range(repeats):
+    for _ in range(1000):
         # Step 1: draw as many fake and as many real videos as there are, with replacement.
         drawn = np.append(rng.choice(fakes, len(fakes)), rng.choice(reals, len(reals)))
         # Step 2: the four numbers of the frames and of the videos drawn.
         rows = np.concatenate([frames[place] for place in drawn])
-        samples.append([accuracy(labels[rows], scores[rows]), auc(labels[rows], scores[rows]),
-                        accuracy(video_labels[drawn], means[drawn]),
-                        auc(video_labels[drawn], means[drawn])])
+        levels = ((labels[rows], scores[rows]), (video_labels[drawn], means[drawn]))
+        samples.append([metric(*level) for level in levels for metric in (accuracy, auc)])
     bounds = np.percentile(samples, [2.5, 97.5], axis=0).T.tolist()
     return dict(zip(("frame_acc", "frame_auc", "video_acc", "video_auc"), bounds))
 
@@ -132,7 +130,7 @@ def scores_and_maps(net, images):
     if torch.is_tensor(output):                                 # the baseline
         return 1 - output.double().softmax(dim=1)[:, 0], None
     scores = 1 - output.cls_logits.double().softmax(dim=1)[:, 0]
-    probs = output.seg_logits.softmax(dim=1)[:, 1:]
+    probs = output.seg_logits.softmax(dim=1)[:, 1:]             # (B, 1, 37, 37)
     probs = F.interpolate(probs, size=images.shape[2:], mode="bilinear", align_corners=False)
     return scores, probs[:, 0]
 
@@ -143,11 +141,11 @@ def count_pixels(probs, mask):
     probs (B, S, S) in 0..1, mask (B, S, S) of 0 and 1. All that is said of a map is read off this.
     """
     B = len(probs)
-    step = (probs * STEPS).long().clamp(0, STEPS - 1)
+    step = (probs * STEPS).long().clamp(0, STEPS - 1)           # (B, S, S)
     frame = torch.arange(B, device=probs.device)[:, None, None]
-    place = ((frame * 2 + mask.long()) * STEPS + step).flatten()
-    counts = torch.zeros(B * 2 * STEPS, dtype=torch.int64, device=probs.device)
-    counts.scatter_add_(0, place, torch.ones_like(place))
+    place = ((frame * 2 + mask.long()) * STEPS + step).flatten()        # in the result, flat
+    # torch.bincount would do the same, but a GPU would be waited for.
+    counts = place.new_zeros(B * 2 * STEPS).scatter_add_(0, place, torch.ones_like(place))
     return counts.view(B, 2, STEPS)
 
 
@@ -163,7 +161,7 @@ def map_numbers(counts):
     forged[forged == 0] = float("nan")
     iou = above[:, 1] / (forged[:, None] + above[:, 0])
     area = above[:, :, MIDDLE].sum(dim=1)
-    inside = above[:, 1, MIDDLE] / area + 0 * forged
+    inside = above[:, 1, MIDDLE] / area + 0 * forged            # NaN where none is forged
     return iou, area / counts.sum(dim=(1, 2)), inside
 
 
@@ -176,8 +174,8 @@ def predict(net, videos, settings, limit=None, title="frames", degradation=None,
       score (n,) P(fake); video (n,) index into videos; has_mask (n,) bool
       iou, marked, inside of the map as map_numbers has them, and counts (videos, 2, STEPS),
       count_pixels of a video's frames that have a mask; the baseline, without a map, has none
-    and what `keep` asks for: "features" (n, channels), pooled Z or the baseline's pooled last map;
-    "masks", "marks" (n, P) bool, mask and map of 0.5 or more on a grid of about 100 x 100 pixels.
+    and what `keep` asks for: "masks", "marks" (n, P) bool, mask and map of 0.5 or more on a grid of
+    about 100 x 100 pixels.
     """
     device = settings["device"]
     grid = max(1, settings["size"] // 75)
@@ -188,14 +186,13 @@ def predict(net, videos, settings, limit=None, title="frames", degradation=None,
         pin_memory=device == "cuda", generator=torch.Generator())
     counts = torch.zeros(len(videos), 2, STEPS, dtype=torch.int64, device=device)
     found = collections.defaultdict(list)
-    hook = pool_features(net, found["features"]) if "features" in keep else None
     net.eval()
     for batch in data.each_batch(tqdm(loader, title, leave=False)):
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         score, probs = scores_and_maps(net, batch["image"])
         found["score"].append(score)
-        for name in ("video", "has_mask"):
-            found[name].append(batch[name])
+        found["video"].append(batch["video"])
+        found["has_mask"].append(batch["has_mask"])
         if "masks" in keep:
             found["masks"].append(batch["mask"][:, ::grid, ::grid].flatten(1).bool())
         if probs is None:                       # the baseline
@@ -207,77 +204,65 @@ def predict(net, videos, settings, limit=None, title="frames", degradation=None,
             found[name].append(numbers)
         pixels[~batch["has_mask"]] = 0
         counts.index_add_(0, batch["video"], pixels)
-    if hook:
-        hook.remove()
     # Nothing was copied back until here, so a GPU was never waited for.
     arrays = {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
     arrays["counts"] = counts.cpu().numpy()
-    finite(arrays["score"])
+    require_finite(arrays["score"])
     return arrays
 
 
-def finite(scores):
-    """Scores as they are; stops where one is NaN."""
+def require_finite(scores):
     if not np.isfinite(scores).all():
-        data.stop("the network's scores are no finite numbers: its weights or BatchNorm statistics "
-                  "are damaged")
-    return scores
-
-
-def pool_features(net, pooled):
-    """A hook that appends what the last layers read: Z (B, C, 13, 13) or the baseline's (B, C)."""
-    def append(module, inputs):
-        features = inputs[0].float()
-        pooled.append(features.mean(dim=(2, 3)) if features.dim() == 4 else features)
-    head = net.fc if isinstance(net, XceptionClassifier) else net.f_mlp
-    return head.register_forward_pre_hook(append)
+        data.stop("the scores are no finite numbers: weights or BatchNorm statistics are damaged")
 
 
 def summarize(found, videos, method=None):
     """The numbers of a row: all videos, or one method's fakes against all real ones; None = n/a."""
-    wanted = np.array([video.label == 0 or method in (None, video.method) for video in videos])
-    frames = wanted[found["video"]]
-    scores = found["score"][frames]
-    video = found["video"][frames]
     labels = np.array([video.label for video in videos])
+    wanted = np.array([video.label == 0 or method in (None, video.method) for video in videos])
+    frames = wanted[found["video"]]                             # (n,) bool
+    is_fake = labels[found["video"]] == 1                       # (n,) bool, as frames
+    scores = found["score"][frames]                             # (m,) of the wanted frames
+    video = found["video"][frames]
     means, indices = video_scores(scores, video)
     row = {"videos": len(indices), "real_videos": int((labels[indices] == 0).sum()),
-           "frames": len(scores), "real_frames": int((labels[video] == 0).sum())}
-    both = (("frame", labels[video], scores), ("video", labels[indices], means))
-    for level, truth, score in both:
+           "frames": len(scores), "real_frames": int((frames & ~is_fake).sum())}
+    levels = {"frame": (labels[video], scores), "video": (labels[indices], means)}
+    for level, (truth, score) in levels.items():
         row[f"{level}_acc"] = accuracy(truth, score)
         row[f"{level}_auc"] = auc(truth, score)
         row[f"{level}_acc_real"] = accuracy(truth, score, of=0)
         row[f"{level}_acc_fake"] = accuracy(truth, score, of=1)
     row["masked_frames"] = int((frames & found["has_mask"]).sum())
-    if "iou" not in found:                      # the baseline has no map
-        return {**row, "iou": None, "iou_by_threshold": None, "inside": None, "marked_real": None,
-                "pixel_auc": None}
-    row["iou_by_threshold"] = [mean_or_none(column) for column in found["iou"][frames].T]
-    row["iou"] = row["iou_by_threshold"][MIDDLE]
-    row["inside"] = mean_or_none(found["inside"][frames])
-    row["marked_real"] = mean_or_none(found["marked"][frames & (labels[found["video"]] == 0)])
-    row["pixel_auc"] = auc_of_counts(*found["counts"][wanted].sum(axis=0))
+    if "iou" in found:
+        row["iou_by_threshold"] = [mean_or_none(column) for column in found["iou"][frames].T]
+        row["iou"] = row["iou_by_threshold"][MIDDLE]
+        row["inside"] = mean_or_none(found["inside"][frames])
+        row["marked_real"] = mean_or_none(found["marked"][frames & ~is_fake])
+        row["pixel_auc"] = auc_of_counts(*found["counts"][wanted].sum(axis=0))      # (2, STEPS)
+    else:                                       # the baseline has no map
+        row.update(dict.fromkeys(("iou", "iou_by_threshold", "inside", "marked_real", "pixel_auc")))
+    if "masks" in found:
+        row.update(constant_mask(found["masks"][frames & is_fake]))
     return row
 
 
 def best_threshold(row):
     """The threshold at which the map of a row of summarize fits the masks best; 0.5 without any."""
-    numbers = row["iou_by_threshold"]
-    if not numbers or None in numbers:
-        return 0.5
-    return float(THRESHOLDS[np.argmax(numbers)])
+    ious = row["iou_by_threshold"] or [None]    # the baseline has none
+    return 0.5 if None in ious else float(THRESHOLDS[np.argmax(ious)])
 
 
 def mean_or_none(values):
-    """The mean of the numbers that are not NaN; None without any."""
+    """The mean of the numbers that are neither None nor NaN; None without any."""
+    values = np.asarray(values, float)          # None becomes NaN
     count = int((~np.isnan(values)).sum())
     return float(np.nansum(values) / count) if count else None
 
 
 def overlap(first, second):
     """Mean IoU of (n, P) bool masks and (n, P) others, or one (P,); None where all are empty."""
-    union = (first | second).sum(axis=1)
+    union = (first | second).sum(axis=1)                        # (n,) pixels
     both = (first & second).sum(axis=1)
     return mean_or_none(both[union > 0] / union[union > 0])
 
@@ -289,44 +274,30 @@ def constant_mask(forged):
     is compared on, it knows all but the single frame: a map that does not beat it has found nothing
     in the picture.
     """
-    best = {"iou_constant": None, "inside_constant": None, "pixel_auc_constant": None}
     forged = forged[forged.any(axis=1)]         # as for the map: frames with something to find
     if len(forged) == 0:
-        return best
+        return dict.fromkeys(("iou_constant", "inside_constant", "pixel_auc_constant"))
     share = forged.mean(axis=0)                 # of the frames, how many are forged at a pixel
-    for threshold in (0, *THRESHOLDS):
-        constant = share > threshold
-        if not constant.any():
-            break
-        iou = overlap(forged, constant)
-        if best["iou_constant"] is None or iou > best["iou_constant"]:
-            best["iou_constant"] = iou
-            best["inside_constant"] = float(forged[:, constant].mean())
-    shares, place = np.unique(share, return_inverse=True)
-    pixels = np.bincount(place)                 # how many have each share
-    best["pixel_auc_constant"] = auc_of_counts(pixels * (1 - shares), pixels * shares)
-    return best
+    level_sets = [share > level for level in (0, *THRESHOLDS) if share.max() > level]   # (P,)
+    ious = [overlap(forged, level_set) for level_set in level_sets]
+    best = level_sets[np.argmax(ious)]
+    shares, pixels = np.unique(share, return_counts=True)       # how many pixels have each share
+    return {"iou_constant": max(ious), "inside_constant": float(forged[:, best].mean()),
+            "pixel_auc_constant": auc_of_counts(pixels * (1 - shares), pixels * shares)}
 
 
 def evaluate(net, settings, dataset, root, quality, split="test", limit=None):
-    """One network on one data set, quality (None: Celeb-DF) and split: what --json writes.
-
-    Numbers over all frames and for each method, constant masks, intervals.
-    """
+    """One network on one data set, quality (None: Celeb-DF) and split: a result in --json."""
     videos = data.require_videos(dataset, root, quality, split, settings["mask"])
     title = f"{dataset} {quality or ''} {split}"
-    found = predict(net, videos, settings, limit, title, keep=("masks",))
-    labels = np.array([video.label for video in videos])[found["video"]]
-    of_method = np.array([video.method for video in videos])[found["video"]]
-    methods = {}
-    for method in dict.fromkeys(video.method for video in videos if video.label):
-        forged = found["masks"][of_method == method]
-        methods[method] = {**summarize(found, videos, method), **constant_mask(forged)}
-    each = [row["iou_constant"] for row in methods.values() if row["iou_constant"] is not None]
+    found = predict(net, videos, settings, limit, title, keep=("masks",))       # of n frames
+    names = dict.fromkeys(video.method for video in videos if video.label)
+    methods = {name: summarize(found, videos, name) for name in names}
+    labels = np.array([video.label for video in videos])[found["video"]]        # (n,)
     return {"data": dataset, "quality": quality, "split": split, "limit": limit,
             "mask": settings["mask"], "threshold": settings["threshold"],
-            **summarize(found, videos), **constant_mask(found["masks"][labels == 1]),
-            "iou_constant_each": float(np.mean(each)) if each else None,
+            **summarize(found, videos),
+            "iou_constant_each": mean_or_none([row["iou_constant"] for row in methods.values()]),
             "methods": methods,
             "intervals": intervals(labels, found["score"], found["video"])}
 
@@ -343,13 +314,17 @@ MAP_COLUMNS = {"masked_frames": "frames", "iou": "IoU", "iou_val": "IoU, val's t
 
 
 def show(value):
+    """A cell of a table: text and whole numbers as they are, others to three digits."""
     if value is None:
         return "n/a"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return str(value) if isinstance(value, (int, str)) else f"{value:.3f}"
 
 
-def markdown(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
+def markdown(head, columns, rows):
+    """rows [(first cells, numbers)]; head: the first cells' titles; columns {key: title}."""
+    lines = [[*head, *columns.values()], ["---"] * (len(head) + len(columns))]
+    for cells, numbers in rows:
+        lines.append([*cells, *(show(numbers[key]) for key in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -369,33 +344,28 @@ def model_name(settings):
     return f"{name}, 5 classes" if settings["num_classes"] == 5 else name
 
 
-def table(results):
-    """A run's results of evaluate -> two Markdown tables, of the decision and of the map.
-
-    A row for all fakes, and one for each method's; notes below.
-    """
+def table(result):
+    """A result of evaluate -> Markdown tables of the decision and of the map, and notes."""
+    name = f"{test_set(result)} {result['split']}"
+    place = round(20 * result["threshold"]) - 1     # in THRESHOLDS, of the best one on val
     decisions = []
     maps = []
-    notes = []
-    for result in results:
-        name = f"{test_set(result)} {result['split']}"
-        for method, row in {"all": result, **result["methods"]}.items():
-            decisions.append([name, method, *(show(row[column]) for column in COLUMNS)])
-            if row["iou"] is not None:
-                place = round(20 * result["threshold"]) - 1
-                row = {"iou_constant_each": row["iou_constant"], **row,
-                       "iou_val": row["iou_by_threshold"][place]}
-                maps.append([name, method, *(show(row[column]) for column in MAP_COLUMNS)])
-        if result["intervals"]:
-            spans = [f"{COLUMNS[column]} {low:.3f} to {high:.3f}"
-                     for column, (low, high) in result["intervals"].items()]
-            notes.append(f"{name}, 95 % intervals over videos: {', '.join(spans)}")
-    text = [markdown(["test set", "fakes", *COLUMNS.values()], decisions), *notes]
+    for method, row in {"all": result, **result["methods"]}.items():
+        decisions.append(((name, method), row))
+        if row["iou"] is not None:
+            row = {"iou_constant_each": row["iou_constant"], **row,
+                   "iou_val": row["iou_by_threshold"][place]}
+            maps.append(((name, method), row))
+    lines = [markdown(("test set", "fakes"), COLUMNS, decisions)]
+    if result["intervals"]:
+        spans = [f"{COLUMNS[column]} {low:.3f} to {high:.3f}"
+                 for column, (low, high) in result["intervals"].items()]
+        lines.append(f"{name}, 95 % intervals over videos: {', '.join(spans)}")
     if maps:
-        text += ["", markdown(["test set", "fakes", *MAP_COLUMNS.values()], maps)]
-        text.append("A map finds forgeries as far as it beats a constant mask: the best level set "
-                    "of the mean mask of a row's frames, or one a method, from these very frames.")
-    return "\n".join(text)
+        lines += ["", markdown(("test set", "fakes"), MAP_COLUMNS, maps)]
+        lines.append("A map finds forgeries as far as it beats a constant mask: the best level set "
+                     "of the mean mask of a row's frames, or one a method, from these very frames.")
+    return "\n".join(lines)
 
 
 TABLE_COLUMNS = {"frame_acc": "Acc frame", "frame_auc": "AUC frame", "video_acc": "Acc video",
@@ -404,22 +374,22 @@ TABLE_COLUMNS = {"frame_acc": "Acc frame", "frame_auc": "AUC frame", "video_acc"
 
 
 def rows_of(run):
-    """An entry of --json -> [((model, trained on, tested on), settings, numbers), ...]."""
+    """An entry of --json -> ((model, trained on, tested on), settings, numbers) of each row."""
     settings = run["settings"]
     model = model_name(settings)
     trained = f"{settings['data']} {settings['quality']}"
-    rows = []
+    tests = []
     for result in run["results"]:
         tested = f"{test_set(result)} {result['split']}"
         if result["limit"]:
             tested += f", {result['limit']} frames a video"
         if result["mask"] != settings["mask"]:
             tested += f", {result['mask']} masks"
-        rows.append(((model, trained, tested), settings, result))
-    for point in run.get("sweep", []):
-        tested = f"{test_set(run['results'][0])}, {point['operation']} {point['strength']:.3g}"
-        rows.append(((model, trained, tested), settings, point))
-    return rows
+        tests.append(tested)
+        yield (model, trained, tested), settings, result
+    for point in run.get("sweep", []):          # of the first test set
+        tested = f"{tests[0]}, {point['operation']} {point['strength']:.3g}"
+        yield (model, trained, tested), settings, point
 
 
 def tables(paths):
@@ -434,8 +404,7 @@ def tables(paths):
             for run in json.loads(Path(path).read_text()):
                 rows += rows_of(run)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            data.stop(f"{path} is no result of evaluate.py --json ({type(error).__name__}); make "
-                      "one with --checkpoint ... --json FILE")
+            data.stop(f"{path} holds no results ({type(error).__name__}); make them with --json")
     varied = []
     for key in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux", "pretrained"):
         if len({str(settings.get(key)) for _, settings, _ in rows}) > 1:
@@ -446,19 +415,15 @@ def tables(paths):
         groups[model, trained, tested][settings.get("seed"), settings.get("out")] = numbers
     lines = []
     for key, runs in groups.items():
-        cells = []
+        cells = {}
         for column in TABLE_COLUMNS:
             values = [numbers.get(column) for numbers in runs.values()]
-            cells.append(mean_and_deviation([100 * value for value in values if value is not None]))
-        lines.append([*key, str(len(runs)), *cells])
-    return markdown(["model", "trained on", "tested on", "runs", *TABLE_COLUMNS.values()], lines)
-
-
-def mean_and_deviation(values):
-    if not values:
-        return "n/a"
-    text = f"{np.mean(values):.2f}"
-    return f"{text} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else text
+            percent = [100 * value for value in values if value is not None]
+            cells[column] = f"{np.mean(percent):.2f}" if percent else None
+            if len(percent) > 1:
+                cells[column] += f" ± {np.std(percent, ddof=1):.2f}"
+        lines.append(((*key, str(len(runs))), cells))
+    return markdown(("model", "trained on", "tested on", "runs"), TABLE_COLUMNS, lines)
 
 
 # ---------------------------------------------------------------- drawing
@@ -468,7 +433,6 @@ def grey(values):
 
 
 def save_png(image, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     print(f"drawn: {path}")
 
@@ -498,8 +462,8 @@ def matplotlib_figure():
     try:
         from matplotlib.figure import Figure    # without pyplot: no screen, nothing to close
     except ImportError:
+        Figure = None
         print("diagrams are not drawn: they need an optional package, pip install matplotlib")
-        return None
     return Figure
 
 
@@ -510,12 +474,10 @@ def save_figure(figure, path):
 
 def panel(net, batch, settings, path):
     """A PNG of what training sees: four fakes and two reals of a batch. White = fake."""
-    labels = batch["label"].tolist()
-    fakes = [k for k, label in enumerate(labels) if label > 0][:4]
-    reals = [k for k, label in enumerate(labels) if label == 0][:2]
+    labels = batch["label"].numpy()
     net.eval()
     rows = []
-    for k in fakes + reals:
+    for k in [*np.flatnonzero(labels)[:4], *np.flatnonzero(labels == 0)[:2]]:
         pair = [Image.fromarray(batch[name][k].permute(1, 2, 0).numpy())
                 for name in ("clean", "degraded")]
         _, maps = judge(net, pair, settings)
@@ -528,7 +490,7 @@ def panel(net, batch, settings, path):
 def training_curves(folder):
     """curves.png of a run's log.jsonl: the losses through the stages, and what validation gave."""
     Figure = matplotlib_figure()
-    whole, _, _ = (folder / "log.jsonl").read_text().rpartition("\n")
+    whole, _, _ = (folder / "log.jsonl").read_text().rpartition("\n")       # no torn last line
     lines = [json.loads(line) for line in whole.splitlines()]
     steps = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "val" in line]
@@ -540,9 +502,9 @@ def training_curves(folder):
         points = [(line["iteration"], line[name]) for line in steps if name in line]
         if points:
             left.plot(*zip(*points), ".", markersize=3, label=name)
+    iterations = [line["iteration"] for line in checks]
     for name in ("frame_auc", "video_auc", "iou"):
-        points = [(line["iteration"], line["val"][name]) for line in checks]
-        right.plot(*zip(*points) if points else ([], []), label=name)
+        right.plot(iterations, [line["val"][name] for line in checks], label=name)
     middle = [line["iteration"] for line in steps if line["stage"] == 2]
     if middle:
         left.axvspan(middle[0], middle[-1], color="0.9", label="stage 2")
@@ -561,8 +523,6 @@ SWEEP = (       # name, operation, its argument, strengths from none to much, th
     ("blur sigma, px at 299 px", data.blur, "sigma", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
      data.BLUR_SIGMA),
 )
-
-
 SWEEP_COLUMNS = {"frame_auc": "AUC frame", "video_auc": "AUC video", "iou": "IoU",
                  "agreement": "IoU with the map of the frame as it is"}
 
@@ -570,18 +530,19 @@ SWEEP_COLUMNS = {"frame_auc": "AUC frame", "video_auc": "AUC video", "iou": "IoU
 def sweep(net, settings, videos, limit=None):
     """One network while the pictures get worse: [{"operation", "strength", "frame_auc", ...}]."""
     as_it_is = predict(net, videos, settings, limit, "as it is", keep=("marks",))
-    fakes = np.array([video.label for video in videos])[as_it_is["video"]] == 1
+    fakes = np.array([video.label for video in videos])[as_it_is["video"]] == 1     # (n,) bool
     rows = []
     for name, operation, argument, strengths, _ in SWEEP:
         for strength in strengths:
+            # No lambda: a loading process may have to unpickle it.
             degradation = functools.partial(operation, **{argument: strength})
-            found = predict(net, videos, settings, limit, f"{name} {strength:.3g}", degradation,
-                            keep=("marks",))
-            row = {"agreement": None, **summarize(found, videos)}
+            title = f"{name} {strength:.3g}"
+            found = predict(net, videos, settings, limit, title, degradation, keep=("marks",))
+            row = {"operation": name, "strength": strength, **summarize(found, videos)}
+            row["agreement"] = None             # the baseline has no map
             if "marks" in found:
                 row["agreement"] = overlap(found["marks"][fakes], as_it_is["marks"][fakes])
-            numbers = {column: row[column] for column in SWEEP_COLUMNS}
-            rows.append({"operation": name, "strength": strength, **numbers})
+            rows.append({key: row[key] for key in ("operation", "strength", *SWEEP_COLUMNS)})
     return rows
 
 
@@ -590,13 +551,12 @@ def sweep_plot(figure, title, sweeps, path):
     all_axes = figure.subplots(1, len(SWEEP))
     for axes, (operation, _, _, strengths, trained) in zip(all_axes, SWEEP):
         axes.axvspan(*trained, color="0.92", label="range of the training's degraded copies")
-        for number, (name, rows) in enumerate(sweeps):
-            rows = [row for row in rows if row["operation"] == operation]
+        for k, (name, rows) in enumerate(sweeps):
             for column, style in (("frame_auc", "-"), ("iou", "--")):
-                values = [row[column] for row in rows]
-                if None not in values:
-                    axes.plot(strengths, values, style, color=f"C{number}",
-                              label=f"{name}: {column}")
+                values = [row[column] for row in rows if row["operation"] == operation]
+                if None not in values:          # the baseline has no IoU
+                    label = f"{name}: {column}"
+                    axes.plot(strengths, values, style, color=f"C{k}", label=label)
         axes.set(title=f"{title}: {operation}", xlim=(strengths[0], strengths[-1]), ylim=(0, 1.02))
     all_axes[0].legend(fontsize="small")
     save_figure(figure, path)
@@ -621,19 +581,17 @@ def grad_cam(net, images):
     with layer.register_forward_hook(keep):
         output = net(images)
     cls_logits = output if torch.is_tensor(output) else output.cls_logits
-    fake_logits = cls_logits[:, 1:].max(dim=1).values
-    gradient, = torch.autograd.grad(fake_logits.sum(), kept[0])
+    fake_logits = cls_logits[:, 1:].max(dim=1).values                       # (B,)
+    gradient, = torch.autograd.grad(fake_logits.sum(), kept[0])             # (B, 512, 37, 37)
     weights = gradient.mean(dim=(2, 3), keepdim=True)                       # (B, 512, 1, 1)
     heat = (weights * kept[0]).sum(dim=1, keepdim=True).relu()              # (B, 1, 37, 37)
-    heat = F.interpolate(heat.detach().float(), size=images.shape[2:], mode="bilinear",
-                         align_corners=False)[:, 0]
+    heat = F.interpolate(heat.detach().float(), images.shape[2:], mode="bilinear")[:, 0]
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def heat_colour(image, heat):
     """The Pillow picture (S, S) under its heat (S, S) in 0..1, blue (cold) to red (hot)."""
-    channels = [np.clip(1.5 - np.abs(4 * heat - peak), 0, 1) for peak in (3, 2, 1)]
-    ramp = Image.fromarray((np.stack(channels, axis=-1) * 255).astype(np.uint8))
+    ramp = Image.merge("RGB", [grey(1.5 - np.abs(4 * heat - peak)) for peak in (3, 2, 1)])
     return Image.blend(image, ramp, 0.45)
 
 
@@ -647,28 +605,22 @@ def examples(videos, size, number=0):
     Returns {"target", "source": face}, {"DF", "FS", ...: (fake, real)}; number: of which real
     video; {}, {} where there are no more.
     """
-    fakes = []
-    for video in videos:
-        if video.label and data.twin_path(middle_frame(video)).exists():
-            fakes.append(video)
-    ids = list(dict.fromkeys(video.id for video in fakes))      # <target>_<source>
+    middle = {(video.method, video.id): video.frames[len(video.frames) // 2] for video in videos}
+    fakes = {key: frame for key, frame in middle.items()
+             if key[0] != "real" and data.twin_path(frame).exists()}
+    ids = list(dict.fromkeys(pair_id for _, pair_id in fakes))  # <target>_<source>
     if number >= len(ids):
         return {}, {}
     pairs = {}
-    for video in fakes:
-        if video.id == ids[number]:
-            frame = middle_frame(video)
-            pairs[SHORT[video.method]] = (data.read_face(frame, size),
-                                          data.read_face(data.twin_path(frame), size))
+    for (method, pair_id), frame in fakes.items():
+        if pair_id == ids[number]:
+            pairs[SHORT[method]] = [data.read_face(path, size)
+                                    for path in (frame, data.twin_path(frame))]
     people = {"target": next(iter(pairs.values()))[1]}
-    for video in videos:
-        if (video.method, video.id) == ("real", ids[number].split("_")[1]):
-            people["source"] = data.read_face(middle_frame(video), size)
+    source = ("real", ids[number].split("_")[1])
+    if source in middle:
+        people["source"] = data.read_face(middle[source], size)
     return people, pairs
-
-
-def middle_frame(video):
-    return video.frames[len(video.frames) // 2]
 
 
 def ssim_image(fake, real):
@@ -693,18 +645,27 @@ def figure_4(where, fakes):
                   "G": lambda image: data.blur(image, data.BLUR_SIGMA[1])}
     columns = ("original", "R", "C", "G", "R&C", "R&G", "C&G", "R&C&G")
     short, (fake, real) = next(iter(fakes.items()))
-    rows = []
-    for name, face in (("real", real), (short, fake)):
-        images = []
-        for column in columns:
-            image = face
+    rows = [("real", [real]), (short, [fake])]                  # the original comes first
+    for column in columns[1:]:
+        for _, images in rows:
+            image = images[0]
             for letter in column.split("&"):
-                if letter in operations:
-                    image = operations[letter](image)
+                image = operations[letter](image)
             images.append(image)
-        rows.append((name, images))
     return sheet(f"Fig. 4: R resized to {data.RESIZE_SIDE[0]:.2f} and back, C JPEG "
                  f"{data.JPEG_QUALITY[0]}, G blur {data.BLUR_SIGMA[1]} px; {where}", columns, rows)
+
+
+def pooled_features(net, videos, settings, limit=None):
+    """What the last layers read of n frames: (n, C) float32, pooled Z or the baseline's last map.
+
+    Also the index (n,) of each frame's video.
+    """
+    pooled = []                                 # (B, C) of each batch
+    last_layers = net.fc if isinstance(net, XceptionClassifier) else net.f_mlp.f_mlp
+    with last_layers.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0])):
+        found = predict(net, videos, settings, limit, "t-SNE")
+    return torch.cat(pooled).float().cpu().numpy(), found["video"]
 
 
 def figure_5(figure, runs, videos_of, path):
@@ -723,11 +684,10 @@ def figure_5(figure, runs, videos_of, path):
     grid = figure.subplots(len(runs), len(videos_of), squeeze=False)
     for row, (name, net, settings) in zip(grid, runs):
         for axes, (quality, videos) in zip(row, videos_of.items()):
-            found = predict(net, videos, settings, 4, "t-SNE", keep=("features",))
-            perplexity = min(30, (len(found["score"]) - 1) / 3)
-            tsne = TSNE(init="pca", random_state=0, perplexity=perplexity)
-            points = tsne.fit_transform(found["features"])
-            method = np.array([videos[index].method for index in found["video"]])
+            features, video = pooled_features(net, videos, settings, limit=4)
+            tsne = TSNE(init="pca", random_state=0, perplexity=min(30, (len(features) - 1) / 3))
+            points = tsne.fit_transform(features)
+            method = np.array([videos[index].method for index in video])
             for which, colour in colours.items():
                 axes.scatter(*points[method == which].T, s=6, c=colour, label=which)
             axes.set(title=f"{name}: {settings['quality']}-{quality}", xticks=[], yticks=[])
@@ -741,10 +701,10 @@ def figure_6(where, runs, people, fakes):
     READING Fig. 6: the mask's threshold is not said: 0.5, where the larger logit decides.
     """
     pairs = {**{name: (face, face) for name, face in people.items()}, **fakes}
-    rows = [("input", [face for face, _ in pairs.values()]),
-            ("SSIM map", [ssim_image(*pair) for pair in pairs.values()])]
+    faces = [face for face, _ in pairs.values()]
+    rows = [("input", faces), ("SSIM map", [ssim_image(*pair) for pair in pairs.values()])]
     for name, net, settings in runs:
-        _, maps = judge(net, [face for face, _ in pairs.values()], settings)
+        _, maps = judge(net, faces, settings)
         if maps[0] is not None:
             rows.append((f"{name}: map", [grey(probs) for probs in maps]))
             rows.append((f"{name}: mask", [grey(probs >= 0.5) for probs in maps]))
@@ -753,26 +713,23 @@ def figure_6(where, runs, people, fakes):
 
 def figures_7_and_8(title, runs, fakes):
     """Figs. 7, 8: input, SSIM, each network's Grad-CAM in grey, then over the picture."""
-    rows = [("input", [fake for fake, _ in fakes.values()]),
-            ("SSIM", [ssim_image(*pair) for pair in fakes.values()])]
+    faces = [fake for fake, _ in fakes.values()]
+    rows = [("input", faces), ("SSIM", [ssim_image(*pair) for pair in fakes.values()])]
     over = []
     for name, net, settings in runs:
-        images = torch.stack([data.to_tensor(fake) for fake, _ in fakes.values()])
-        heats = grad_cam(net, to_input(images.to(settings["device"]))).cpu().numpy()
+        images = torch.stack([data.to_tensor(face) for face in faces]).to(settings["device"])
+        heats = grad_cam(net, to_input(images)).cpu().numpy()
         name = f"{name} ({settings['quality']})"
         rows.append((f"grey map, {name}", [grey(heat) for heat in heats]))
-        over.append((f"Grad-CAM, {name}", [heat_colour(fake, heat)
-                                           for (fake, _), heat in zip(fakes.values(), heats)]))
+        over.append((f"Grad-CAM, {name}", list(map(heat_colour, faces, heats))))
     return sheet(title, list(fakes), rows + over, side=104)
 
 
 def draw_figures(runs, dataset, root, qualities, split, folder):
     """Figs. 3 to 8 as PNG; 3 and 4 need no network. runs: [(name, network, settings)]."""
     where = f"{dataset} {qualities[0]} {split}"
-    size = runs[0][2]["size"] if runs else 299
-    videos_of = {}
-    for quality in qualities:
-        videos_of[quality] = data.require_videos(dataset, root, quality, split)
+    size, mask = (runs[0][2]["size"], runs[0][2]["mask"]) if runs else (299, "ssim")
+    videos_of = {name: data.require_videos(dataset, root, name, split, mask) for name in qualities}
     people, fakes = examples(videos_of[qualities[0]], size)
     if not fakes:
         data.stop(f"Figs. 3 to 8 need a fake {split} video with its real video; there is none "
@@ -785,12 +742,10 @@ def draw_figures(runs, dataset, root, qualities, split, folder):
     _, second = examples(videos_of[qualities[0]], size, number=1)
     two = {**fakes, **{f"{name} (2)": pair for name, pair in second.items()}}
     save_png(figures_7_and_8(f"Fig. 7: Grad-CAM, {where}", runs, two), folder / "fig7_gradcam.png")
-    across = {}
-    for quality, videos in videos_of.items():
-        for name, pair in examples(videos, size)[1].items():
-            across[f"{name} {quality}"] = pair
-    save_png(figures_7_and_8(f"Fig. 8: Grad-CAM across qualities, {dataset} {split}", runs, across),
-             folder / "fig8_gradcam_quality.png")
+    across = {f"{name} {quality}": pair for quality, videos in videos_of.items()
+              for name, pair in examples(videos, size)[1].items()}
+    title = f"Fig. 8: Grad-CAM across qualities, {dataset} {split}"
+    save_png(figures_7_and_8(title, runs, across), folder / "fig8_gradcam_quality.png")
     Figure = matplotlib_figure()
     if Figure:
         side = (5 * len(videos_of), 5 * len(runs))
@@ -804,11 +759,12 @@ def judge(net, crops, settings):
     size = settings["size"]
     scores = []
     maps = []
-    for crop in crops:
+    for crop in crops:                          # a video may have 500: not in one batch
         image = data.to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
         score, probs = scores_and_maps(net, image[None].to(settings["device"]))
-        scores.append(finite(score.cpu().numpy()).item())
+        scores.append(score.item())
         maps.append(None if probs is None else probs[0].cpu().numpy())
+    require_finite(scores)
     return scores, maps
 
 
@@ -834,10 +790,7 @@ def report_face(net, settings, name, frames, boxes, path):
 
 
 def frames_and_boxes(name, args, detect):
-    """A picture's or a video's frames [Pillow RGB] and their boxes [(x, y, side)].
-
-    Raises ValueError with a sentence where there is nothing to judge.
-    """
+    """Frames [Pillow RGB], boxes [(x, y, side)]; ValueError says why there is nothing to judge."""
     if args.image:
         frames = {0: np.asarray(data.read_image(name))}
     else:
@@ -868,10 +821,10 @@ def report_faces(net, settings, args, folder):
         except ValueError as error:
             print(error, file=sys.stderr)
             failed = True
-            continue
-        path = Path(name).absolute()
-        drawn = folder / f"{path.parent.name}_{path.name}_map.png"
-        report_face(net, settings, name, frames, boxes, drawn)
+        else:
+            path = Path(name).absolute()
+            drawn = folder / f"{path.parent.name}_{path.name}_map.png"
+            report_face(net, settings, name, frames, boxes, drawn)
     print("A score is no proof: it tells how much a face resembles the fakes this network was "
           f"trained on ({settings['data']}).")
     if failed:
@@ -884,8 +837,7 @@ def parse_arguments(argv):
     flag = parser.add_argument
     flag("--checkpoint", nargs="+", default=[], help="best.pt of one or several runs of train.py")
     flag("--data", nargs="+", choices=list(data.ROOTS), default=["ff++"], help="default ff++")
-    flag("--root", type=data.some_path, nargs="+",
-         help="folder of each data set, default datasets/...")
+    flag("--root", type=data.some_path, nargs="+", help="of each data set, default datasets/...")
     flag("--quality", nargs="+", choices=data.QUALITIES, default=["c23"],
          help="FF++ compression (Sec. IV-E), default c23")
     flag("--split", choices=["train", "val", "test"], default="test", help="default %(default)s")
@@ -906,15 +858,14 @@ def parse_arguments(argv):
     flag("--tables", nargs="+", metavar="JSON", help="instead: a row for each run of these files")
     flag("--image", nargs="+", help="instead: P(fake) of the largest face in each picture")
     flag("--video", help="instead: P(fake) of this video, the mean over --frames (100) frames")
-    flag("--crop", choices=["auto", "none"], default="auto",
-         help="none: --image is a face crop already")
+    flag("--crop", choices=["auto", "none"], default="auto", help="none: --image is a face crop")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
     if not args.checkpoint and not args.tables and (not args.figures or args.sweep or args.json):
         data.stop("--checkpoint FILE is missing")
-    if args.image and args.video:
-        data.stop("--image and --video cannot be given together")
+    if sum(map(bool, (args.image, args.video, args.tables))) > 1:
+        data.stop("--image, --video and --tables cannot be given together")
     if (args.image or args.video) and len(args.checkpoint) != 1:
         data.stop("--image and --video take one --checkpoint")
     if args.video and (args.crop == "none" or (args.frames or 0) > 500):
@@ -922,8 +873,7 @@ def parse_arguments(argv):
     if args.figures and not (args.image or args.video) and args.data[0] not in data.TRAINABLE:
         data.stop("--figures needs ff++ or demo first in --data: real and fake frames in pairs")
     if args.root is not None and len(args.root) != len(args.data):
-        data.stop(f"--data names {len(args.data)} data sets, --root {len(args.root)} folders; give "
-                  "one folder for each")
+        data.stop(f"give one --root for each --data: {len(args.data)}, not {len(args.root)}")
     return args
 
 
@@ -944,8 +894,7 @@ def load_runs(args):
         runs.append((name, net, settings))
         report.append({"settings": trained, "results": []})
     if args.figures and len({settings["size"] for _, _, settings in runs}) > 1:
-        data.stop("the networks were trained on crops of different sizes; draw their figures in "
-                  "separate calls")
+        data.stop("these networks take crops of different sizes; draw figures in separate calls")
     return runs, report
 
 
@@ -955,6 +904,7 @@ def find_tests(args, runs):
     for name, root in zip(args.data, args.root or [data.ROOTS[name] for name in args.data]):
         for quality in [None] if name.startswith("celeb") else args.quality:
             tests.append((name, root, quality))
+    # Masks of one kind are opened once for all networks; the baseline needs none.
     kinds = {(settings["mask"], settings["model"] == "lisiam") for _, _, settings in runs}
     for test in tests:
         for mask, is_used in kinds or {(args.mask or "ssim", True)}:
@@ -965,17 +915,13 @@ def find_tests(args, runs):
 
 def sweep_all(runs, report, test, args, path):
     """--sweep: every network on the first test set while it gets worse; a table and a diagram."""
-    where = " ".join(filter(None, (test[0], test[2], args.split)))
+    where = f"{test_set(report[0]['results'][0])} {args.split}"
     for (name, net, settings), entry in zip(runs, report):
         videos = data.require_videos(*test, args.split, settings["mask"])
         entry["sweep"] = sweep(net, settings, videos, args.frames)
-        rows = []
-        for row in entry["sweep"]:
-            strength = f"{row['strength']:.3g}"
-            numbers = [show(row[column]) for column in SWEEP_COLUMNS]
-            rows.append([row["operation"], strength, *numbers])
+        rows = [((row["operation"], f"{row['strength']:.3g}"), row) for row in entry["sweep"]]
         print(f"{name}, {where}")
-        print(markdown(["operation", "strength", *SWEEP_COLUMNS.values()], rows), flush=True)
+        print(markdown(("operation", "strength"), SWEEP_COLUMNS, rows), flush=True)
     if args.json:                               # once more, now with the sweep
         data.write_whole(args.json, json.dumps(report, indent=1).encode())
     Figure = matplotlib_figure()
@@ -1003,7 +949,7 @@ def main(argv=None):
         for test in tests:
             result = evaluate(net, settings, *test, args.split, args.frames)
             entry["results"].append(result)
-            print(f"{table([result])}\n", flush=True)
+            print(f"{table(result)}\n", flush=True)
     if args.json:
         data.write_whole(args.json, json.dumps(report, indent=1).encode())
     if args.sweep:

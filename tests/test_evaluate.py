@@ -405,7 +405,7 @@ def test_without_masks_localization_is_not_available_and_nothing_is_written(tiny
     assert result["masked_frames"] == 0
     assert result["iou"] is None
     assert result["pixel_auc"] is None
-    assert "IoU" not in evaluate.table([result])
+    assert "IoU" not in evaluate.table(result)
     assert not list(tiny_tree.glob("**/masks_ssim"))
 
 
@@ -476,15 +476,16 @@ def test_features_are_what_the_last_layers_read(name, tiny_tree):
     """Fig. 5: the last layers, given the features, say what the network said."""
     videos = data.list_videos("ff++", tiny_tree, "c23", "test")
     net = random_network(model=name)
-    found = evaluate.predict(net, videos, SETTINGS, keep=("features",))
+    features, of_video = evaluate.pooled_features(net, videos, SETTINGS)
+    assert of_video.tolist() == [index for index in range(10) for _ in range(3)]
     frames = [np.asarray(Image.open(frame)) for video in videos for frame in video.frames]
     output = net(to_input(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)))
-    features = torch.from_numpy(found["features"])
+    features = torch.from_numpy(features)
     if name == "lisiam":
         torch.testing.assert_close(net.f_mlp.f_mlp(features), output.cls_logits)
     else:
         torch.testing.assert_close(net.fc(features), output)
-    assert "features" not in evaluate.predict(net, videos, SETTINGS, limit=1)
+    assert not any(module._forward_pre_hooks for module in net.modules())    # none stays behind
 
 
 # ---------------------------------------------------------------- the command line
@@ -675,7 +676,7 @@ def test_a_table_has_a_row_for_all_and_one_for_each_method_and_the_intervals():
     fakes = {**dict.fromkeys(evaluate.COLUMNS, 0.25), "iou": None}
     result = result_of(frames=30, methods={"FaceSwap": {**fakes, "frames": 12}}, iou=None,
                        frame_acc_real=None, intervals={"frame_auc": [0.912, 0.934]})
-    lines = evaluate.table([result]).splitlines()
+    lines = evaluate.table(result).splitlines()
     assert lines[2].startswith("| ff++ c23 test | all | 30 | 0.500 |")
     assert "n/a" in lines[2]
     assert lines[3].startswith("| ff++ c23 test | FaceSwap | 12 | 0.250 |")
@@ -689,7 +690,7 @@ def test_the_maps_table_has_the_constant_mask_beside_the_map_and_vals_threshold(
     fakes = result_of(iou=0.31, iou_constant=0.29)
     result = result_of(iou=0.6, iou_constant=0.44, iou_constant_each=0.51, threshold=0.3,
                        methods={"FaceSwap": fakes})
-    lines = evaluate.table([result]).splitlines()
+    lines = evaluate.table(result).splitlines()
     head = next(line for line in lines if "constant" in line)
     rows = lines[lines.index(head) + 2:lines.index(head) + 4]
     whole = dict(zip(head.strip("| ").split(" | "), rows[0].strip("| ").split(" | ")))
@@ -1092,7 +1093,7 @@ def test_fig_5_colours_the_features_by_forgery(tiny_tree, tmp_path, monkeypatch)
     videos = data.list_videos("ff++", tiny_tree, "c23", "test")
     runs = [("Xception", net, SETTINGS)]
     evaluate.figure_5(figure, runs, {"c23": videos, "c40": videos}, tmp_path / "fig5.png")
-    features = evaluate.predict(net, videos, SETTINGS, keep=("features",))["features"]
+    features, _ = evaluate.pooled_features(net, videos, SETTINGS)
     of_frame = np.repeat([video.method for video in videos], 3)
     assert len(clouds) == 2                                         # a column for each quality
     for cloud in clouds:
