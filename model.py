@@ -12,13 +12,14 @@ Read beside Sec. III-A, III-B, III-E, Fig. 1-2. Classes appear in the order an i
   Z         fused          (B, 1024, 13, 13)   f_mt
   alpha     cls_logits     (B, 2)              f_mlp, before softmax; column 0 = real, 1 = fake
 Sec. III-E gives X_s^1 the size 512 x 13 x 13; that is X_c^1's. Shapes in comments are those of
-width 1.0 at 299 px. At the end of the file: what a network needs to exist (its input, a network
-for given settings, one from a checkpoint, Xception's ImageNet weights).
+width 1.0 at 299 px. At the end: a network's input, checkpoints, Xception's ImageNet weights.
 Elsewhere: losses.py (Sec. III-C, III-D), masks.py (X_gt), train.py (the three freeze stages).
 """
 
+import re
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 class LiSiamOutput(NamedTuple):
     """What one branch says about a batch. Every entry is before softmax; index 1 = fake."""
 
-    cls_logits: Optional[torch.Tensor]  # (B, num_classes), or None where the head did not run
+    cls_logits: torch.Tensor | None     # (B, num_classes), or None where the head did not run
     seg_logits: torch.Tensor            # (B, 2, 37, 37)
     region_logits: torch.Tensor         # (B, 2, 37, 37)
 
@@ -51,16 +52,16 @@ def conv_bn_relu(in_channels, out_channels, kernel_size):
 class SeparableConv2d(nn.Module):
     """One 3x3 filter per channel, then a 1x1 convolution that mixes the channels.
 
-    (B, in, H, W) -> (B, out, H', W'); no biases, as BatchNorm follows. Its layers bear the names of
-    the public ports of Xception, so that their weights load.
+    (B, in, H, W) -> (B, out, H', W'); no biases, as BatchNorm follows. Layers are named as in the
+    public ports of Xception, so that their weights load.
     """
 
     def __init__(self, in_channels, out_channels, stride=1, pointwise_padding=0):
         super().__init__()
-        self.conv1 = nn.Conv2d(                                         # depthwise
-            in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
-        self.pointwise = nn.Conv2d(
-            in_channels, out_channels, 1, padding=pointwise_padding, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1,
+                               groups=in_channels, bias=False)          # depthwise
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, padding=pointwise_padding,
+                                   bias=False)
 
     def forward(self, x):
         return self.pointwise(self.conv1(x))
@@ -73,13 +74,12 @@ class XceptionBlock(nn.Module):
     where shapes differ. Names (rep.N, skip, skipbn) and the order in `rep` are those of the ports.
     """
 
-    def __init__(self, in_channels, out_channels, reps, stride=1, start_with_relu=True,
+    def __init__(self, in_channels, out_channels, reps=2, stride=1, start_with_relu=True,
                  grow_first=True):
         super().__init__()
-        if grow_first:
-            widths = [in_channels] + [out_channels] * reps
-        else:
-            widths = [in_channels] * reps + [out_channels]              # block 12 grows last
+        widths = [in_channels] + [out_channels] * reps
+        if not grow_first:                                              # block 12 grows last
+            widths = [in_channels] * reps + [out_channels]
         layers = []
         for rep in range(reps):
             if rep > 0 or start_with_relu:
@@ -112,35 +112,29 @@ class Xception(nn.Module):
 
     def __init__(self, width=1.0, block3_stride=1, block12_stride=1):
         super().__init__()
-        c32 = scale_channels(32, width)
-        c64 = scale_channels(64, width)
-        c128 = scale_channels(128, width)
-        c256 = scale_channels(256, width)
-        c728 = scale_channels(728, width)
-        c1024 = scale_channels(1024, width)
-        self.conv1 = nn.Conv2d(3, c32, 3, stride=2, bias=False)
-        self.bn1 = nn.BatchNorm2d(c32)
-        self.conv2 = nn.Conv2d(c32, c64, 3, bias=False)
-        self.bn2 = nn.BatchNorm2d(c64)
-        self.block1 = XceptionBlock(c64, c128, reps=2, stride=2, start_with_relu=False)
-        self.block2 = XceptionBlock(c128, c256, reps=2, stride=2)
-        self.block3 = XceptionBlock(c256, c728, reps=2, stride=block3_stride)
+        c = partial(scale_channels, width=width)
+        self.conv1 = nn.Conv2d(3, c(32), 3, stride=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(c(32))
+        self.conv2 = nn.Conv2d(c(32), c(64), 3, bias=False)
+        self.bn2 = nn.BatchNorm2d(c(64))
+        self.block1 = XceptionBlock(c(64), c(128), stride=2, start_with_relu=False)
+        self.block2 = XceptionBlock(c(128), c(256), stride=2)
+        self.block3 = XceptionBlock(c(256), c(728), stride=block3_stride)
         for number in range(4, 12):                                     # the middle flow
-            setattr(self, f"block{number}", XceptionBlock(c728, c728, reps=3))
-        self.block12 = XceptionBlock(c728, c1024, reps=2, stride=block12_stride, grow_first=False)
+            setattr(self, f"block{number}", XceptionBlock(c(728), c(728), reps=3))
+        self.block12 = XceptionBlock(c(728), c(1024), stride=block12_stride, grow_first=False)
 
     def forward(self, images):
         if min(images.shape[2:]) < 23:
-            raise ValueError(
-                f"images of {tuple(images.shape[2:])} pixels leave LiSiam a map under 3 x 3 cells; "
-                "give at least 23 x 23")
+            raise ValueError(f"images of {tuple(images.shape[2:])} pixels leave LiSiam a map under "
+                             "3 x 3 cells; give at least 23 x 23")
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)          # (B, 32, 149, 149)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)               # (B, 64, 147, 147)
         x = self.block1(x)                                              # (B, 128, 74, 74)
         x = self.block2(x)                                              # (B, 256, 37, 37)
         x = self.block3(x)                                              # (B, 728, 37, 37)
-        x = self.block4(x)                                              # (B, 728, 37, 37)
-        middle = x                                                      # what OCR looks at, too
+        middle = self.block4(x)                                         # (B, 728, 37, 37), for OCR
+        x = middle
         for number in range(5, 12):
             x = getattr(self, f"block{number}")(x)                      # (B, 728, 37, 37)
         return self.block12(x), middle                                  # (B, 1024, 37, 37)
@@ -158,16 +152,17 @@ class OCR(nn.Module):
       context   y_i = up(sum_k w_ik v_k)         v_k: value of f_k;   X_I = fuse([y_i, x_i])
 
     READING Sec. III-E: the paper names [39] and the output size only. Layers as in the authors'
-    release: regions from block 4, 3x3 fusion, no dropout. Parameters: 3,356,674 in the region head,
-    4,719,616 in the bottleneck, 5,378,560 in attention and fusion.
+    release: regions from block 4, 3x3 fusion, no dropout.
     """
 
     def __init__(self, width=1.0):
         super().__init__()
-        c728, c1024 = scale_channels(728, width), scale_channels(1024, width)
-        channels, keys = scale_channels(512, width), scale_channels(256, width)
-        self.region_head = nn.Sequential(conv_bn_relu(c728, channels, 3), nn.Conv2d(channels, 2, 1))
-        self.bottleneck = conv_bn_relu(c1024, channels, 3)
+        c = partial(scale_channels, width=width)
+        channels = c(512)
+        keys = c(256)
+        self.region_head = nn.Sequential(
+            conv_bn_relu(c(728), channels, 3), nn.Conv2d(channels, 2, 1))
+        self.bottleneck = conv_bn_relu(c(1024), channels, 3)
         self.query = nn.Sequential(conv_bn_relu(channels, keys, 1), conv_bn_relu(keys, keys, 1))
         self.key = nn.Sequential(conv_bn_relu(channels, keys, 1), conv_bn_relu(keys, keys, 1))
         self.value = conv_bn_relu(channels, keys, 1)
@@ -223,9 +218,8 @@ class SeparableConvUnit(nn.Module):
 
 # ---------------------------------------------------------------- Sec. III-B: f_se [37]
 class SqueezeExcitation(nn.Module):
-    """Weighs each channel by a number in (0, 1) that the means of all channels decide.
+    """Weighs each channel of (B, C, H, W) by a number in (0, 1) that all channels' means decide.
 
-    (B, C, H, W) -> (B, C, H, W).
     READING Eq. (14): reduction 16 and no biases, as the authors' release; the paper cites [37].
     """
 
@@ -255,9 +249,8 @@ def split_real_fake(cls_feats, seg_logits):
 class MaskGuidedTransformer(nn.Module):
     """What is fake, seen against what is real: X_c, X_s -> Z (B, 1024, 13, 13).
 
-    READING Sec. III-B: f_q, f_k, f_v are 1x1 convolutions without bias, f_m one with BatchNorm;
-    dropout 0.1 on the attention weights. The paper gives the 1x1 convolutions, the authors' release
-    the rest.
+    READING Sec. III-B: f_q, f_k, f_v, f_m are 1x1 convolutions, as printed; that they have no bias,
+    f_m BatchNorm and the attention weights dropout 0.1 is the authors' release's.
     """
 
     def __init__(self, channels):
@@ -278,8 +271,7 @@ class MaskGuidedTransformer(nn.Module):
         k = self.f_k(x_real).flatten(2)                  # Eq. (10)  column j: k_j (B, 512, N)
         v = self.f_v(x_real).flatten(2).transpose(1, 2)  # Eq. (11)  row j: v_j    (B, N, 512)
         # READING Eq. (12): softmax over j, the positions that answer; the index is not printed.
-        # There is no 1 / sqrt(C), so products are large: autocast would round them to the 8 bits
-        # of bfloat16, hence float32 here.
+        # Without 1 / sqrt(C) products are large, and bfloat16 has 8 bits: hence float32 here.
         with torch.autocast(q.device.type, enabled=False):
             attn = (q.float() @ k.float()).softmax(dim=2)  # Eq. (12)  a_ij          (B, N, N)
             attn = self.dropout(attn).to(v.dtype)
@@ -296,10 +288,9 @@ class MaskGuidedTransformer(nn.Module):
 class MLPHead(nn.Module):
     """Two linear layers on the pooled features: Z (B, 1024, 13, 13) -> alpha (B, num_classes).
 
-    READING Sec. III-A: "two linear layers"; the hidden width (that of the input) with BatchNorm and
-    ReLU is the release's.
-    READING Eq. (1): it has no f_aap, and its brackets do not balance; Eq. (18) has it, so pooling
-    belongs here.
+    READING Sec. III-A: "two linear layers"; the hidden width (the input's), BatchNorm and ReLU are
+    the release's.
+    READING Eq. (1): it lacks f_aap, and a bracket; Eq. (18) has f_aap, so pooling belongs here.
     """
 
     def __init__(self, channels, num_classes=2):
@@ -322,18 +313,15 @@ class LiSiam(nn.Module):
 
     net(images)            -> LiSiamOutput: as tested, through the first branch alone, Eq. (1).
     net(clean, degraded)   -> two LiSiamOutputs: as trained; the second without cls_logits.
-    heads=(first, second) says which branches run f_scu, f_mt and f_mlp (Table VI's variants B, D, E
-    use the second; stage 1 needs none).
+    heads=(first, second) says which branches run f_scu, f_mt and f_mlp (Table VI, stage 1).
 
-    images: (B, 3, S, S) float, RGB in [-1, 1], S >= 23, else ValueError. width scales every channel
-    count; num_classes=5 is Fig. 5's; transformer=False is Model-F. 32.28 M parameters at width 1.0.
+    images: (B, 3, S, S) float, RGB in [-1, 1], S >= 23, else ValueError. width scales all channels;
+    num_classes=5 is Fig. 5's; transformer=False is Model-F. 32.28 M parameters at width 1.0.
 
     READING Sec. III-A: the branches share weights, but BatchNorm sees each branch's batch on its
-    own: two passes, clean first. Joined into one batch of 2B the statistics differ, and with them
-    the gradients (cosine about 0 at the start of training). As in the authors' release, both passes
-    update the running statistics that testing uses.
-    READING Sec. III-E: f_seg's output size is given, its layers are not: one 1x1 convolution, as
-    released.
+    own: two passes, clean first; both update the running statistics that testing uses, as in the
+    release. One batch of 2B has other statistics, and gradients (cosine about 0 at the start).
+    READING Sec. III-E: only f_seg's output size is given: one 1x1 convolution, as released.
     READING Table VI: Model-F, "without the Mask-guided Transformer", pools X_c (512) into f_mlp;
     the release pools the map's 2 channels.
     """
@@ -384,22 +372,17 @@ class LiSiam(nn.Module):
 
 # ---------------------------------------------------------------- Tables I-V: the Xception baseline
 class XceptionClassifier(nn.Module):
-    """The paper's baseline [3]: images (B, 3, 299, 299) -> logits (B, num_classes); 1 = fake.
-
-    Strides are the original ones: the last map is 10 x 10.
-    """
+    """The baseline [3] with its strides: (B, 3, 299, 299) -> logits (B, num_classes); 1 = fake."""
 
     def __init__(self, num_classes=2, width=1.0):
         super().__init__()
-        c1024 = scale_channels(1024, width)
-        c1536 = scale_channels(1536, width)
-        c2048 = scale_channels(2048, width)
+        c = partial(scale_channels, width=width)
         self.backbone = Xception(width, block3_stride=2, block12_stride=2)
-        self.conv3 = SeparableConv2d(c1024, c1536)                      # the exit flow
-        self.bn3 = nn.BatchNorm2d(c1536)
-        self.conv4 = SeparableConv2d(c1536, c2048)
-        self.bn4 = nn.BatchNorm2d(c2048)
-        self.fc = nn.Linear(c2048, num_classes)
+        self.conv3 = SeparableConv2d(c(1024), c(1536))                  # the exit flow
+        self.bn3 = nn.BatchNorm2d(c(1536))
+        self.conv4 = SeparableConv2d(c(1536), c(2048))
+        self.bn4 = nn.BatchNorm2d(c(2048))
+        self.fc = nn.Linear(c(2048), num_classes)
 
     def forward(self, images):
         x, _ = self.backbone(images)                                    # (B, 1024, 10, 10)
@@ -420,10 +403,7 @@ def to_input(images):
 
 
 def precision(device):
-    """bfloat16 where a GPU computes in it, else float32: on the CPU, a T4, a V100.
-
-    On newer GPUs, what stays float32 has TF32 in its convolutions, PyTorch's default.
-    """
+    """bfloat16 where a GPU computes in it, else float32: on the CPU, a T4, a V100."""
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
@@ -433,7 +413,7 @@ def autocast(device):
     """What runs the network.
 
     READING Sec. IV-B: no precision is named. Parameters, the attention weights of Eq. (12), f_seg,
-    f_mlp and all losses stay in float32.
+    f_mlp and all losses stay in float32; convolutions in it have TF32, PyTorch's default.
     """
     return torch.autocast(device, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
 
@@ -448,12 +428,10 @@ def build_network(settings):
 def load_network(path, device="cpu"):
     """A checkpoint of train.py -> (network in eval mode on the device, the settings of its run).
 
-    Only tensors and plain values are read: no code in the file runs. Raises ValueError with a
-    sentence where there is no such file or it is something else.
+    No code in the file runs. Raises ValueError with a sentence where it is missing or no such one.
     """
     if not Path(path).is_file():
-        raise ValueError(
-            f"no checkpoint {path}; python train.py --data demo writes runs/demo/best.pt")
+        raise ValueError(f"no checkpoint {path}; python train.py --data demo writes one")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         # The threshold at which the map fitted val's masks best; last.pt has none.
@@ -462,26 +440,23 @@ def load_network(path, device="cpu"):
         net = build_network(settings)
         net.load_state_dict(checkpoint["model"])
     except Exception as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of train.py ({type(error).__name__}); expected one with "
-            "settings and weights, such as best.pt") from None
+        raise ValueError(f"{path} is not a checkpoint of train.py ({type(error).__name__}); "
+                         "expected one with settings and weights, such as best.pt") from None
     return net.to(device, memory_format=torch.channels_last).eval(), settings
 
 
 def check_settings(settings):
     """ValueError where a checkpoint's settings are none of train.py's: before anything is built."""
-    for kind, names in ((str, ("model", "variant", "mask", "data", "quality", "out")),
-                        (int, ("num_classes", "size", "seed")),
-                        (bool, ("iqd", "transformer")), (float, ("width", "threshold"))):
-        for name in names:
-            if type(settings[name]) is not kind:
-                raise ValueError(name)
-    if not 0 < settings["width"] <= 2 or not 23 <= settings["size"] <= 4096:
-        raise ValueError("width, size")
-    if not 0.05 <= settings["threshold"] <= 0.95:
-        raise ValueError("threshold")
-    if settings["num_classes"] not in (2, 5):
-        raise ValueError("num_classes")
+    kinds = dict(
+        model=str, variant=str, mask=str, data=str, quality=str, out=str, seed=int, size=int,
+        num_classes=int, width=float, threshold=float, iqd=bool, transformer=bool)
+    for name, kind in kinds.items():
+        if type(settings[name]) is not kind:
+            raise ValueError(name)
+    in_bounds = (0 < settings["width"] <= 2 and 23 <= settings["size"] <= 4096
+                 and 0.05 <= settings["threshold"] <= 0.95 and settings["num_classes"] in (2, 5))
+    if not in_bounds:
+        raise ValueError("a number out of bounds")
 
 
 # ---------------------------------------------------------------- Sec. IV-B: ImageNet weights
@@ -494,45 +469,44 @@ def load_xception_weights(network, source):
 
     source: "imagenet" (91 MB, downloaded once into torch.hub's folder) or a file with a state_dict.
     The trunk is strict: every tensor must be there in our shape. The baseline's head is taken if it
-    fits, else it stays random. Returns a sentence that says what was loaded. Raises ValueError with
-    a sentence where the file or the download is of no use.
+    fits, else stays random. Returns a sentence on what was loaded; raises ValueError with one where
+    the file or the download is of no use.
     """
     path = imagenet_file() if source == "imagenet" else Path(source)
     found = port_names(read_weights(path, source))
-    own = network.state_dict()
     is_baseline = isinstance(network, XceptionClassifier)
-    wanted = {}                                                 # name in the ports: name in network
+    target = network if is_baseline else network.backbone
+    own = target.state_dict()
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    takes_head = is_baseline and all(
+        shapes.get(name) == own[name].shape for name in ("fc.weight", "fc.bias"))
+    taken = {}
+    missing = []
+    misfits = []
     for key in own:
         if key.endswith("num_batches_tracked"):                 # old files lack it, nothing uses it
             continue
-        if key.startswith("backbone.") or is_baseline:
-            wanted[key.removeprefix("backbone.")] = key
-
-    missing = []
-    misfits = []
-    for name, key in wanted.items():
+        if key.startswith("fc.") and not takes_head:
+            continue
+        name = key.removeprefix("backbone.")                    # in the ports
         if name not in found:
             missing.append(name)
-        elif found[name].shape != own[key].shape:
+        elif shapes[name] != own[key].shape:
             misfits.append(name)
-    keeps_head = not any(name.startswith("fc.") for name in missing + misfits)
+        else:
+            taken[key] = found[name]
     for problem, names in (("lacks", missing), ("has other shapes for", misfits)):
-        names = [name for name in names if not name.startswith("fc.")]
         if names:
             raise ValueError(
                 f"{path} {problem} {len(names)} tensors of the Xception trunk, the first is "
                 f"{names[0]}; expected the legacy Xception (not timm's xception41/65/71 or Keras) "
                 "at --width 1.0, or --pretrained none")
-    taken = {}
-    for name, key in wanted.items():
-        if keeps_head or not name.startswith("fc."):
-            taken[key] = found[name]
     if not all(tensor.isfinite().all() for tensor in taken.values()):
         raise ValueError(f"{path} holds weights that are no finite numbers; fetch it again")
-    network.load_state_dict({**own, **taken})
+    target.load_state_dict({**own, **taken})
     sentence = f"{len(taken)} tensors from {path.name}"
     if is_baseline:
-        sentence += "; head too" if keeps_head else "; head left random"
+        sentence += "; head too" if takes_head else "; head left random"
     return sentence
 
 
@@ -546,25 +520,22 @@ def imagenet_file():
             torch.hub.download_url_to_file(IMAGENET_URL, str(path), hash_prefix="43020ad28")
         except Exception as error:                  # no network, a timeout, a full disk, no folder
             raise ValueError(
-                f"could not download the ImageNet weights from {IMAGENET_URL} ({error}); fetch the "
-                "file in another way and pass --pretrained FILE, or start from random weights with "
-                "--pretrained none") from None
+                f"could not download {IMAGENET_URL} ({error}); fetch it in another way and pass "
+                "--pretrained FILE, or start from random weights: --pretrained none") from None
     return path
 
 
 def read_weights(path, source):
     """The state_dict in a file, however it is wrapped; ValueError where there is none."""
     if not path.is_file():
-        raise ValueError(
-            f"no file {path}; --pretrained takes imagenet, none, or a file with Xception weights")
+        raise ValueError(f"no file {path}; --pretrained takes imagenet, none, or a file of weights")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)   # runs no code
     except Exception as error:
+        remedy = ("if it is a whole pickled model that you trust (FaceForensics' *.p), load it "
+                  "with its own code, torch.save its model.state_dict(), and pass that file")
         if source == "imagenet":
             remedy = "the download was cut off: delete it and start again"
-        else:
-            remedy = ("if it is a whole pickled model that you trust (FaceForensics' *.p), load it "
-                      "with its own code, torch.save its model.state_dict(), and pass that file")
         raise ValueError(
             f"{path} is not a file of plain tensors ({type(error).__name__}); {remedy}") from None
     for key in ("state_dict", "model", "net"):                  # checkpoints that hold more
@@ -581,17 +552,13 @@ def port_names(weights):
     The ports (Cadene, tstandley, timm, FaceForensics, DeepfakeBench, ISPL, the authors' release)
     agree on every name but for prefixes, the head's name, and pointwise kernels stored as matrices.
     """
-    prefixes = ("module", "model", "backbone", "backbone_net", "xception", "net")
+    prefixes = r"^((module|model|backbone|backbone_net|xception|net)\.)+"     # DataParallel, ...
     found = {}
     for name, tensor in weights.items():
         if not torch.is_tensor(tensor) or tensor.is_meta or tensor.layout != torch.strided:
             continue                                            # no numbers of use
-        name = str(name)
-        while "." in name and name.split(".")[0] in prefixes:   # DataParallel, TransferModel, ...
-            name = name.split(".", 1)[1]
-        for head in ("last_linear.1.", "last_linear."):
-            if name.startswith(head):
-                name = "fc." + name.removeprefix(head)
+        name = re.sub(prefixes, "", str(name))
+        name = re.sub(r"^last_linear\.(1\.)?", "fc.", name)
         if name.endswith("pointwise.weight") and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]                   # xception-b5690688.pth: (out, in)
         found[name] = tensor

@@ -12,8 +12,8 @@ Read beside Sec. IV-B (schedule), III-C and III-D (losses), IV-A3 (pairs).
     python train.py --data ff++ --quality c23 [--root DIR]       the paper
     torchrun --nproc_per_node=N train.py ...                     several GPUs
 
-Writes runs/NAME/: last.pt (all that --resume needs), best.pt (best frame AUC on val), log.jsonl,
-panel_*.png, curves.png; the demo also test.json.
+Writes runs/NAME/: last.pt (for --resume), best.pt (best frame AUC on val), log.jsonl, panel_*.png,
+curves.png; the demo also test.json.
 """
 
 import signal
@@ -23,17 +23,17 @@ if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceb
 
 import os
 
-# PyTorch's threads spin while they wait for each other, which beside another busy program on two
-# cores takes ten times as long. On Linux: to spin a tenth as long costs nothing on a quiet machine.
+# PyTorch's threads spin while they wait for each other: beside another busy program ten times as
+# slow on two cores. On Linux: to spin a tenth as long costs nothing on a quiet machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-import datetime
 import io
 import json
 import math
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,11 @@ import data
 import evaluate
 import masks
 from losses import VARIANTS, classification_loss, run_branches, stage_plan, total_loss
-from model import (autocast, build_network, load_network, load_xception_weights, precision,
-                   to_input)
+from model import autocast, build_network, load_network, load_xception_weights, precision, to_input
 
 # ---------------------------------------------------------------- Sec. IV-B: the settings
-# READING Sec. IV-B: a mini-batch of 32 is 32 pairs, so 64 images; SGD alone is named, momentum and
-# weight decay are the authors' release's; so is what ImageNet does not give, PyTorch's own start.
+# READING Sec. IV-B: a mini-batch of 32 is 32 pairs, so 64 images. SGD alone is named: momentum and
+# weight decay are the authors' release's, as is PyTorch's own start of what ImageNet does not give.
 # READING Sec. IV-B: which weights count is not said: those of the best val AUC, looked at every 30
 # epochs as in the release.
 PAPER = dict(
@@ -66,14 +65,13 @@ PAPER = dict(
     lr=0.002,
     lambdas=[1.0, 1.0, 1.0],    # L_li, L_cls, L_seg
     li_in_stage_1=1.0,          # times lambda_li
-    warm_up=0,                  # steps in which stage 3's rate rises to the policy's
+    warm_up=0,                  # first steps of stage 3, in which the rate rises to the policy's
     aux=0.4,                    # OCR's soft regions, see losses.total_loss
     eval_every=5400,
     val_frames=None,            # all
     save_every=1000,
 )
-# DEPARTURE Sec. IV-B: minutes on two cores, from random weights, instead of days on a GPU from
-# ImageNet's.
+# DEPARTURE Sec. IV-B: minutes on two cores from random weights, not days on a GPU from ImageNet's.
 DEMO = dict(
     iterations=[800, 50, 450],  # most for the map, without which there is nothing to decide by
     batch_size=16,
@@ -82,8 +80,7 @@ DEMO = dict(
     pretrained="none",          # no ImageNet weights exist for a narrow trunk
     optimizer="adamw",          # SGD from random weights learns nothing in so few steps
     lambdas=[0.3, 1.0, 1.0],    # L_li at 1 shrinks the map, which takes longer to come back
-    li_in_stage_1=0.0,          # from random weights L_li makes the map constant: the easiest way
-                                # for two maps to agree
+    li_in_stage_1=0.0,          # from random weights two maps agree most easily if constant
     warm_up=100,                # AdamW's first full steps would shake the map
     eval_every=150,
     save_every=100,
@@ -100,19 +97,11 @@ def poly_lr(step, max_steps, base_lr, power=0.9):
     return base_lr * (1 - step / max_steps) ** power
 
 
-def learning_rate(step, max_steps, stage, settings):
-    """poly_lr, which the demo lets rise in the first steps of stage 3."""
-    rate = poly_lr(step, max_steps, settings["lr"])
-    if stage == 3 and step < settings["warm_up"]:
-        rate = rate * (step + 1) / settings["warm_up"]
-    return rate
-
-
 # ---------------------------------------------------------------- Sec. IV-B: the three stages
 def stage_iterations(settings):
     """Iterations of stages 1, 2, 3.
 
-    READING Table I: the Xception baseline has one stage, as it has one loss, and LiSiam's total of
+    READING Table I: the Xception baseline has one loss, so one stage, and LiSiam's total of
     iterations, so that the comparison is fair.
     READING Table VI: Model-C skips stage 1: nothing supervises it.
     """
@@ -128,19 +117,16 @@ def freeze(net, stage):
     """Sets what a stage trains: 1 segmentation, 2 classification, 3 everything. Returns parameters.
 
     DEPARTURE Sec. IV-B: the authors' release clears requires_grad only, so that BatchNorm
-    statistics and dropout of frozen parts go on. Here a frozen part is in eval mode, and
-    bit-identical afterwards.
+    statistics and dropout of frozen parts go on. Ours are in eval mode: bit-identical afterwards.
     """
-    net.train()
-    net.requires_grad_(True)
+    net.train().requires_grad_(True)
     frozen = []
     if stage == 1:
         frozen = net.classification_modules()
     if stage == 2:
         frozen = net.segmentation_modules()
     for module in frozen:
-        module.eval()
-        module.requires_grad_(False)
+        module.eval().requires_grad_(False)
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
@@ -153,27 +139,25 @@ def plan_of(settings, stage):
 
 
 def make_optimizer(parameters, settings, state=None):
-    """An optimizer for a stage, with the state of an earlier one where a run is resumed.
+    """A stage's optimizer; state: that of last.pt, where the run is resumed within the stage.
 
     READING Sec. IV-B: momentum starts anew in each stage, whose parameters are others.
     DEPARTURE Table I: the baseline was trained "using the official code" of [3]; ours has LiSiam's
     optimizer, batch and rate, so that only the network differs.
     """
     fused = settings["device"] == "cuda"        # one kernel a step instead of hundreds
+    options = dict(lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
     if settings["optimizer"] == "adamw":
-        optimizer = torch.optim.AdamW(parameters, lr=settings["lr"], fused=fused,
-                                      weight_decay=settings["weight_decay"])
+        optimizer = torch.optim.AdamW(parameters, **options)
     else:
-        optimizer = torch.optim.SGD(parameters, lr=settings["lr"], momentum=settings["momentum"],
-                                    weight_decay=settings["weight_decay"], fused=fused)
+        optimizer = torch.optim.SGD(parameters, momentum=settings["momentum"], **options)
     if state:
         try:
             for group in state["param_groups"]:     # a state brings the habits of its own device
                 group["fused"] = fused
             optimizer.load_state_dict(state)
         except (ValueError, KeyError, TypeError):
-            data.stop("the optimizer in last.pt is not of this stage: the file is damaged; start "
-                      "the run anew with another --out")
+            data.stop("the optimizer in last.pt is damaged; start the run anew with another --out")
     return optimizer
 
 
@@ -207,24 +191,18 @@ def mixed_seed(*numbers):
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: batches
-def batch_draws(iteration, batch_size, rank=0, world=1):
-    """The samples of one process in one iteration.
+def load_batches(pairs, settings, iterations, rank, world):
+    """This process's part of the given iterations' batches, one after another.
 
     Batch i of a run is samples i B .. i B + B - 1, whoever loads them, however often the run was
     stopped: data.TrainingPairs makes sample n from (seed, n) alone.
     """
-    local = batch_size // world
-    start = iteration * batch_size + rank * local
-    return range(start, start + local)
-
-
-def load_batches(pairs, settings, iterations, rank, world):
-    """The batches of the given iterations, one after another."""
     size = settings["batch_size"]
-    draws = (batch_draws(iteration, size, rank, world) for iteration in iterations)
+    local = size // world
+    starts = (iteration * size + rank * local for iteration in iterations)
     loader = torch.utils.data.DataLoader(
-        pairs, batch_sampler=draws, num_workers=settings["workers"],
-        pin_memory=settings["device"] == "cuda",
+        pairs, batch_sampler=(range(start, start + local) for start in starts),
+        num_workers=settings["workers"], pin_memory=settings["device"] == "cuda",
         generator=torch.Generator())            # its own, so that torch's own is for dropout alone
     return data.each_batch(loader)
 
@@ -232,32 +210,33 @@ def load_batches(pairs, settings, iterations, rank, world):
 def prepare_data(settings, rank, world):
     """(TrainingPairs, videos to validate on): every picture was opened, and masks are written."""
     name, root, mask = settings["data"], settings["root"], settings["mask"]
-    workers = settings["workers"] or 1
-    needs_masks = settings["model"] == "lisiam" and bool(VARIANTS[settings["variant"]].seg)
-    used_mask = mask if needs_masks else None
+    where = (name, root, settings["quality"])
+    is_lisiam = settings["model"] == "lisiam"
+    needs_masks = is_lisiam and bool(VARIANTS[settings["variant"]].seg)
     if rank == 0:
         if name == "demo" and not (Path(root) / "original_sequences").is_dir():
             draw = Path(__file__).parent / "tests" / "demo_faces.py"
-            if subprocess.run([sys.executable, draw, root]).returncode != 0:
+            if subprocess.call([sys.executable, draw, root]) != 0:
                 raise SystemExit(2)             # it has said why
-        videos = data.require_videos(name, root, settings["quality"], "train", mask)
-        videos += data.list_videos(name, root, settings["quality"], "val", mask)
-        data.stop_if_broken(videos, mask if settings["model"] == "lisiam" else None, workers)
-        if settings["model"] == "lisiam" and mask != "given":
+        workers = settings["workers"] or 1
+        videos = data.require_videos(*where, "train", mask) + data.list_videos(*where, "val", mask)
+        data.stop_if_broken(videos, mask if is_lisiam else None, workers)
+        if is_lisiam and mask != "given":
             if world > 1 and masks.any_missing(name, root, mask):
                 data.stop("masks are missing, and the other processes would wait too long: run "
                           f"python masks.py --data {name} --root {root} --mask {mask} first")
             masks.write_masks(name, root, mask, workers)
-    wait_for_all(world)
-    videos, val_videos = data.training_videos(name, root, settings["quality"], mask, needs_masks)
+    if world > 1:
+        distributed.barrier()
+    videos, val_videos = data.training_videos(*where, mask, needs_masks)
     if rank == 0:
-        reals = sum(1 for video in videos if not video.label)
+        reals = sum(not video.label for video in videos)
         print(f"{reals} real and {len(videos) - reals} fake videos to train on, {len(val_videos)} "
               f"to validate on; {settings['device']}, {precision(settings['device'])}")
         if len({video.label for video in val_videos}) < 2:
             print("warning: no real and fake val videos, so best.pt will hold the last weights")
     pairs = data.TrainingPairs(videos, settings["size"], settings["seed"], settings["num_classes"],
-                               used_mask)
+                               mask if needs_masks else None)
     return pairs, val_videos
 
 
@@ -265,10 +244,10 @@ def prepare_data(settings, rank, world):
 def join_processes(settings):
     """(rank, world): which of how many processes this is. torchrun starts one for each GPU.
 
-    READING Sec. IV-B: the paper does not say how many GPUs it used. The batch of 32 is shared out
-    and gradients are averaged. On CUDA BatchNorm is over the whole batch (SyncBatchNorm), so that
-    several GPUs compute what one would, but for dropout, which each draws for its own images; on
-    gloo each process normalizes by its part of the batch. The log has rank 0's losses.
+    READING Sec. IV-B: how many GPUs is not said. The batch of 32 is shared out, gradients are
+    averaged, and on CUDA BatchNorm is over the whole batch: several GPUs compute what one would,
+    but for dropout, which each draws for its own images. On gloo each process normalizes by its
+    part. The log has rank 0's losses.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
@@ -276,7 +255,7 @@ def join_processes(settings):
     if settings["batch_size"] % world or settings["batch_size"] < 2 * world:
         data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes: "
                   "each needs as many pairs, at least 2")
-    timeout = datetime.timedelta(minutes=30)    # the others wait while rank 0 checks and validates
+    timeout = timedelta(minutes=30)             # the others wait while rank 0 checks and validates
     if settings["device"] == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -286,32 +265,27 @@ def join_processes(settings):
     return distributed.get_rank(), world
 
 
-def wait_for_all(world):
-    if world > 1:
-        distributed.barrier()
-
-
 def parallel_network(net, settings, world):
     """The network itself, or PyTorch's wrapper that averages gradients over all processes."""
     if world == 1:
         return net
-    # With a loss switched off some parameters get no gradient: it must look for them.
-    some_loss_is_off = 0 in [*settings["lambdas"], settings["aux"]]
     return torch.nn.parallel.DistributedDataParallel(
-        net, gradient_as_bucket_view=True, find_unused_parameters=some_loss_is_off)
+        net, gradient_as_bucket_view=True,
+        # With a loss switched off some parameters get no gradient.
+        find_unused_parameters=0 in [*settings["lambdas"], settings["aux"]])
 
 
 # ---------------------------------------------------------------- the folder of a run
-# What may differ between a run and its --resume. Another device, or another number of processes
-# (which is not stored), gives other numbers: other roundings, other dropout.
+# What may differ between a run and its --resume. Another device, or number of processes (which is
+# not stored), rounds differently and draws another dropout.
 FREE_TO_CHANGE = ("root", "workers", "device", "out", "save_every")
 
 
 class RunFolder:
     """runs/NAME: log.jsonl, last.pt, best.pt. Rank 0 of one run writes there.
 
-    No lock, which a kill would leave behind: a new run creates the log, so there can be one; a
-    resumed run stops when last.pt is no longer the file that it read or wrote.
+    No lock, which a kill would leave behind: a new run creates the log, so there can be one; any
+    run stops when last.pt is no longer the file that it read or wrote.
     """
 
     def __init__(self, settings, rank):
@@ -323,17 +297,14 @@ class RunFolder:
         self.seen = None
         if settings["resume"]:
             if not self.last.is_file():
-                data.stop(f"nothing to resume: no {self.last}; leave out --resume to start a run, "
-                          "or name its folder with --out")
+                data.stop(f"nothing to resume: no {self.last}; name a run by --out, or delete what "
+                          "is left of one that was killed at its start")
         elif self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 open(self.log_path, "x").close()
             except FileExistsError:
-                how = "--resume goes on with it"
-                if not self.last.exists():
-                    how = "it is starting, or was killed at its start: then delete the folder"
-                data.stop(f"{self.folder} already holds a run; {how}; --out FOLDER starts another")
+                data.stop(f"{self.folder} already holds a run: --resume it, or use another --out")
 
     def identity(self):
         """Tells one last.pt from another."""
@@ -343,7 +314,7 @@ class RunFolder:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def read(self):
-        """last.pt, after a check that it was made with these settings; forgets later log lines."""
+        """last.pt, if it was made with these settings; forgets later lines of the log."""
         self.seen = self.identity()
         load_network(self.last)                 # ValueError where it is no checkpoint of ours
         checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
@@ -360,10 +331,10 @@ class RunFolder:
             for part in self.folder.glob(".*.part"):        # what a killed save has left
                 part.unlink()
             # A line that a full disk tore has no end. What will be done again is logged again.
-            whole, _, _ = self.log_path.read_text().rpartition("\n")
-            kept = [line for line in whole.splitlines()
-                    if json.loads(line)["iteration"] <= checkpoint["iteration"]]
-            data.write_whole(self.log_path, "".join(line + "\n" for line in kept).encode())
+            lines = self.log_path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines
+                    if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
+            data.write_whole(self.log_path, "".join(kept).encode())
         return checkpoint
 
     def log(self, line):
@@ -376,26 +347,15 @@ class RunFolder:
             return
         if self.identity() != self.seen:
             data.stop(f"another run has written {self.last}; this one stops: each needs its --out")
-        checkpoint = {"model": net.state_dict(), "iteration": iteration,
-                      "settings": self.settings, **more}
         buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
+        torch.save({"model": net.state_dict(), "iteration": iteration, "settings": self.settings,
+                    **more}, buffer)
         data.write_whole(self.folder / name, buffer.getvalue())
         self.seen = self.identity()
 
-    def abandon(self):
-        """A run that could not start leaves nothing: the same command can be given again."""
-        if self.writes and not self.last.exists():
-            self.log_path.unlink(missing_ok=True)
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
-
 
 def prepare(settings, run, rank, world):
-    """Everything that can go wrong, before the first iteration.
-
-    Returns the network, the checkpoint it goes on from, and prepare_data's two.
-    """
+    """All that can go wrong, before iteration 0: (network, its checkpoint, *prepare_data's two)."""
     torch.manual_seed(settings["seed"])
     net = build_network(settings)
     checkpoint = {"iteration": 0, "best": -1.0, "optimizer": None}
@@ -409,34 +369,32 @@ def prepare(settings, run, rank, world):
         if not settings["resume"]:
             run.save("last.pt", net, **checkpoint)
     except ValueError as error:
-        run.abandon()
-        data.stop(str(error))
-    except BaseException:                       # a sentence was said, Ctrl-C, a full disk
-        run.abandon()
-        raise
+        data.stop(error)
+    finally:
+        # A run that could not start leaves nothing: the same command can be given again.
+        if run.writes and not run.last.exists():
+            run.log_path.unlink(missing_ok=True)
+            if not any(run.folder.iterdir()):
+                run.folder.rmdir()
     return net, checkpoint, pairs, val_videos
 
 
 # ---------------------------------------------------------------- now and then: log, validate
-def log_step(run, bar, iteration, stage, optimizer, loss, parts, net):
+def log_step(run, bar, iteration, stage, rate, losses, net):
     """A line of log.jsonl; stops where the loss, a weight or a statistic is no finite number.
 
     Only here, and where it validates or saves, does the loop wait for the GPU.
     """
-    line = {"iteration": iteration, "stage": stage, "lr": optimizer.param_groups[0]["lr"],
-            "loss": loss.item()}
-    for name, part in parts.items():
-        line[name] = part.item()
+    losses = {name: loss.item() for name, loss in losses.items()}
     tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
     norm = torch.nn.utils.get_total_norm(tensors).item()        # weights and BatchNorm statistics
-    if not math.isfinite(line["loss"]) or not math.isfinite(norm):
-        data.stop(f"iteration {iteration}: the loss is {line['loss']}, the norm of all weights "
+    if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
+        data.stop(f"iteration {iteration}: the loss is {losses['loss']}, the norm of all weights "
                   f"{norm}; {run.last} holds an earlier iteration: try a lower --lr")
-    shown = {"stage": stage}
-    for name in ("loss", *parts):
-        shown[name] = f"{line[name]:.3f}"
-    bar.set_postfix(shown)
-    run.log(line | {"time": round(time.time(), 1)})
+    shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
+    bar.set_postfix({"stage": stage, **shown})
+    now = round(time.time(), 1)
+    run.log({"iteration": iteration, "stage": stage, "lr": rate, **losses, "time": now})
 
 
 def validate(net, videos, settings, run, iteration, stage, best):
@@ -465,26 +423,20 @@ def parse_arguments(argv=None):
     flag("--data", choices=data.TRAINABLE, required=True, help="FF++ face crops, or made-up ones")
     flag("--root", type=data.some_path, help="folder of the data set, default datasets/...")
     flag("--quality", choices=data.QUALITIES, help="FF++ compression (Sec. IV-A1)")
-    flag("--model", choices=["lisiam", "xception"], default="lisiam",
-         help="xception: the baseline of Tables I-V; default %(default)s")
+    flag("--model", choices=["lisiam", "xception"], default="lisiam", help="xception: the baseline")
     flag("--variant", choices=list(VARIANTS), default="A", help="Table VI, default A = LiSiam")
     flag("--iqd", action="store_true", help="degrade the baseline's input (Table V)")
     flag("--mask", choices=[*masks.MASKS, "given"], default="ssim",
          help="X_gt (Table VII), default %(default)s; given: a benchmark's own")
-    flag("--num-classes", type=int, choices=[2, 5], default=2,
-         help="default %(default)s; 5: real and the four methods (Fig. 5)")
-    flag("--seed", type=data.whole_number(0), default=0,
-         help="of weights, samples and dropout, default %(default)s")
-    flag("--workers", type=data.whole_number(0), default=min(8, os.cpu_count()),
-         help="loading processes, default %(default)s")
+    flag("--num-classes", type=int, choices=[2, 5], default=2, help="default 2; 5 as in Fig. 5")
+    flag("--seed", type=data.whole_number(0), default=0, help="of weights, draws, dropout")
+    flag("--workers", type=data.whole_number(0), default=min(8, os.cpu_count()), help="loaders")
     flag("--device", choices=["cpu", "cuda"],
          default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
-    flag("--out", type=data.some_path,
-         help="folder of the run, default runs/ and a name made of the settings")
+    flag("--out", type=data.some_path, help="folder of the run, default runs/NAME by settings")
     flag("--resume", action="store_true", help="go on from last.pt in the folder of the run")
     # Entries of PAPER and DEMO, where their defaults stand.
-    flag("--iterations", type=data.whole_number(0), nargs=3, metavar=("SEG", "CLS", "ALL"),
-         help="of each stage")
+    flag("--iterations", type=data.whole_number(0), nargs=3, metavar=("SEG", "CLS", "ALL"))
     flag("--batch-size", type=data.whole_number(2), help="pairs, over all processes")
     flag("--lr", type=float, help="initial rate")
     flag("--lambdas", type=float, nargs=3, metavar=("LI", "CLS", "SEG"), help="Eq. (19)")
@@ -496,10 +448,11 @@ def parse_arguments(argv=None):
     flag("--save-every", type=data.whole_number(1), help="iterations between two last.pt")
     flag("--val-frames", type=data.whole_number(1), help="at most so many of each val video")
     settings = vars(parser.parse_args(argv))
-    of_lisiam = (settings["lambdas"], settings["aux"], settings["variant"] != "A" or None)
-    if settings["model"] == "xception" and of_lisiam != (None, None, None):
+    of_lisiam = settings["lambdas"] or settings["aux"] is not None or settings["variant"] != "A"
+    if settings["model"] == "xception" and of_lisiam:
         data.stop("--variant, --lambdas and --aux are LiSiam's; the baseline has one loss")
-    for name, value in ({**PAPER, **DEMO} if settings["data"] == "demo" else PAPER).items():
+    defaults = {**PAPER, **DEMO} if settings["data"] == "demo" else PAPER
+    for name, value in defaults.items():
         if settings.get(name) is None:
             settings[name] = value
     settings["transformer"] = VARIANTS[settings["variant"]].transformer
@@ -512,23 +465,20 @@ def parse_arguments(argv=None):
 def run_name(settings):
     """demo, or what the run is: ff++-c40-lisiam-G-seed1."""
     names = [settings["data"], settings["quality"], settings["model"]]
-    if settings["num_classes"] == 5:
-        names.append("5classes")
-    if settings["variant"] != "A":
-        names.append(settings["variant"])
-    if settings["iqd"]:
-        names.append("iqd")
-    if settings["mask"] != "ssim":
-        names.append(settings["mask"])
-    if settings["seed"] != 0:
-        names.append(f"seed{settings['seed']}")
+    others = {
+        "5classes": settings["num_classes"] == 5,
+        settings["variant"]: settings["variant"] != "A",
+        "iqd": settings["iqd"],
+        settings["mask"]: settings["mask"] != "ssim",
+        f"seed{settings['seed']}": settings["seed"] != 0,
+    }
+    names += [name for name, differs in others.items() if differs]
     return "demo" if names == ["demo", "c23", "lisiam"] else "-".join(names)
 
 
 def check_arguments(settings):
     """Stops where flags make no sense together, before anything else is done."""
-    weights = [*settings["lambdas"], settings["aux"]]
-    if not all(0 <= weight < math.inf for weight in weights):
+    if not all(0 <= weight < math.inf for weight in [*settings["lambdas"], settings["aux"]]):
         data.stop("--lambdas and --aux must be numbers from 0 on; 0 leaves a loss out")
     if not 0 < settings["lr"] < math.inf or not 0 < settings["width"] <= 2:
         data.stop("--lr and --width must be above 0, and --width at most 2")
@@ -562,8 +512,7 @@ def main(argv=None):
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
     end = 0
-    bar = tqdm(total=sum(stage_iterations(settings)), initial=iteration, unit="it",
-               disable=rank > 0)
+    bar = tqdm(total=sum(stage_iterations(settings)), initial=iteration, disable=rank > 0)
     for stage, steps in zip((1, 2, 3), stage_iterations(settings)):
         start = end
         end = start + steps
@@ -571,14 +520,16 @@ def main(argv=None):
             continue
         parameters = freeze(net, stage)
         state = checkpoint["optimizer"] if iteration > start else None
-        checkpoint["optimizer"] = None          # the next stage starts anew
         optimizer = make_optimizer(parameters, settings, state)
         parallel = parallel_network(net, settings, world)
         for batch in load_batches(pairs, settings, range(iteration, end), rank, world):
             # Dropout is a function of (seed, iteration, process), so there is no state to save.
             torch.manual_seed(mixed_seed(settings["seed"], iteration, rank))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(iteration - start, steps, stage, settings)
+            step = iteration - start
+            rate = poly_lr(step, steps, settings["lr"])
+            if stage == 3 and step < settings["warm_up"]:                       # the demo's
+                rate = rate * (step + 1) / settings["warm_up"]
+            optimizer.param_groups[0]["lr"] = rate
             loss, parts = step_loss(parallel, batch, settings, stage)           # Eq. (19)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -590,32 +541,33 @@ def main(argv=None):
             saves = ends_stage or iteration % settings["save_every"] == 0
             # In stage 1 there is nothing to validate: the head is untrained.
             validates = stage > 1 and (ends_stage or iteration % settings["eval_every"] == 0)
-            if saves or validates or iteration % LOG_EVERY == 0:
-                log_step(run, bar, iteration, stage, optimizer, loss, parts, net)
+            looks = saves or validates
+            if looks or iteration % LOG_EVERY == 0:
+                log_step(run, bar, iteration, stage, rate, {"loss": loss, **parts}, net)
             if (validates or ends_stage) and rank == 0:
                 if validates:
                     best = validate(net, val_videos, settings, run, iteration, stage, best)
                 if settings["model"] == "lisiam":
-                    path = run.folder / f"panel_{iteration:06d}.png"
-                    evaluate.panel(net, batch, settings, path)
+                    evaluate.panel(net, batch, settings, run.folder / f"panel_{iteration:06d}.png")
                 freeze(net, stage)              # both have set the network to eval mode
             if saves:
                 run.save("last.pt", net, iteration, best=best, optimizer=optimizer.state_dict())
-            if saves or validates:
-                wait_for_all(world)
+            if looks and world > 1:
+                distributed.barrier()
     bar.close()
 
     if rank == 0:
-        if best < 0:                            # never validated
-            run.save("best.pt", net, iteration)
-        evaluate.training_curves(run.folder)
-        finish(run, settings)
+        finish(run, net, iteration, best)
     if world > 1:
         distributed.destroy_process_group()
 
 
-def finish(run, settings):
-    """The demo's test table; for FF++ the command that makes one."""
+def finish(run, net, iteration, best):
+    """Training curves, and the demo's test table; for FF++ the command that makes one."""
+    if best < 0:                                # never validated
+        run.save("best.pt", net, iteration)
+    evaluate.training_curves(run.folder)
+    settings = run.settings
     test = ["--checkpoint", run.folder / "best.pt", "--data", settings["data"],
             "--root", settings["root"]]
     if settings["data"] != "demo":

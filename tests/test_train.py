@@ -736,10 +736,15 @@ def test_bfloat16_agrees_with_float32_gradients_included(device):
 # ---------------------------------------------------------------- several processes
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_draws_of_all_processes_together_are_those_of_one(world):
-    together = []
+    """A data set of numbers shows which are drawn, here in iterations 7 and 8 of batches of 8."""
+    settings = {"batch_size": 8, "workers": 0, "device": "cpu"}
+    parts = []
     for rank in range(world):
-        together.extend(train.batch_draws(7, 8, rank, world))
-    assert together == list(train.batch_draws(7, 8)) == list(range(56, 64))
+        parts.append(list(train.load_batches(range(100), settings, range(7, 9), rank, world)))
+    alone = list(train.load_batches(range(100), settings, range(7, 9), 0, 1))
+    together = [torch.cat(of_all) for of_all in zip(*parts, strict=True)]
+    assert [batch.tolist() for batch in together] == [batch.tolist() for batch in alone]
+    assert [batch.tolist() for batch in alone] == [list(range(56, 64)), list(range(64, 72))]
 
 
 @pytest.mark.parametrize("size", [2, 5])
@@ -847,7 +852,6 @@ torch.save([drawn, seeds, weights], f"{sys.argv[1]}/rank{os.environ['RANK']}.pt"
 def test_several_processes_do_not_write_masks(tiny_tree, tmp_path, monkeypatch, capsys):
     """It may take half an hour, and the others would wait: the sentence says what to run first."""
     monkeypatch.setattr(train, "join_processes", lambda settings: (0, 2))
-    monkeypatch.setattr(train, "wait_for_all", lambda world: None)
     sentence = stopped(capsys, *command(tiny_tree, tmp_path / "run", (1, 1, 1)))
     assert "python masks.py" in sentence
     assert not list(tiny_tree.glob("*/*/masks_ssim"))
