@@ -156,7 +156,11 @@ def make_optimizer(parameters, settings, state=None):
             for group in state["param_groups"]:     # a state brings the habits of its own device
                 group["fused"] = fused
             optimizer.load_state_dict(state)
-        except (ValueError, KeyError, TypeError):
+            for parameter, kept in optimizer.state.items():
+                tensors = [value for value in kept.values() if torch.is_tensor(value)]
+                if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
+                    raise ValueError("shapes")
+        except (ValueError, KeyError, TypeError, AttributeError):
             data.stop("the optimizer in last.pt is damaged; start the run anew with another --out")
     return optimizer
 
@@ -304,7 +308,10 @@ class RunFolder:
             try:
                 open(self.log_path, "x").close()
             except FileExistsError:
-                data.stop(f"{self.folder} already holds a run: --resume it, or use another --out")
+                advice = "--resume it, or use another --out"
+                if not self.last.exists():
+                    advice = "it is starting, or was killed at its start: then delete the folder"
+                data.stop(f"{self.folder} already holds a run: {advice}")
 
     def identity(self):
         """Tells one last.pt from another."""
@@ -322,7 +329,8 @@ class RunFolder:
         is_run = type(iteration) is int and iteration >= 0 and "optimizer" in checkpoint
         if not is_run or type(checkpoint.get("best")) is not float:
             raise ValueError(f"{self.last} holds weights, but no run to go on with: a best.pt?")
-        for name, value in checkpoint["settings"].items():
+        for name in {**checkpoint["settings"], **self.settings}:
+            value = checkpoint["settings"].get(name)
             now = self.settings.get(name)
             if name not in FREE_TO_CHANGE and now != value:
                 data.stop(f"{self.last} was trained with {name} = {value}, not {now}; resume with "
@@ -331,8 +339,8 @@ class RunFolder:
             for part in self.folder.glob(".*.part"):        # what a killed save has left
                 part.unlink()
             # A line that a full disk tore has no end. What will be done again is logged again.
-            lines = self.log_path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines
+            log = self.log_path.read_text() if self.log_path.exists() else ""
+            kept = [line for line in log.splitlines(keepends=True)
                     if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
             data.write_whole(self.log_path, "".join(kept).encode())
         return checkpoint
@@ -423,20 +431,23 @@ def parse_arguments(argv=None):
     flag("--data", choices=data.TRAINABLE, required=True, help="FF++ face crops, or made-up ones")
     flag("--root", type=data.some_path, help="folder of the data set, default datasets/...")
     flag("--quality", choices=data.QUALITIES, help="FF++ compression (Sec. IV-A1)")
-    flag("--model", choices=["lisiam", "xception"], default="lisiam", help="xception: the baseline")
+    flag("--model", choices=["lisiam", "xception"], default="lisiam",
+         help="xception: the baseline; default %(default)s")
     flag("--variant", choices=list(VARIANTS), default="A", help="Table VI, default A = LiSiam")
     flag("--iqd", action="store_true", help="degrade the baseline's input (Table V)")
     flag("--mask", choices=[*masks.MASKS, "given"], default="ssim",
          help="X_gt (Table VII), default %(default)s; given: a benchmark's own")
     flag("--num-classes", type=int, choices=[2, 5], default=2, help="default 2; 5 as in Fig. 5")
-    flag("--seed", type=data.whole_number(0), default=0, help="of weights, draws, dropout")
-    flag("--workers", type=data.whole_number(0), default=min(8, os.cpu_count()), help="loaders")
+    flag("--seed", type=data.whole_number(0), default=0, help="default %(default)s")
+    flag("--workers", type=data.whole_number(0), default=min(8, os.cpu_count()),
+         help="loading processes, default %(default)s")
     flag("--device", choices=["cpu", "cuda"],
          default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     flag("--out", type=data.some_path, help="folder of the run, default runs/NAME by settings")
     flag("--resume", action="store_true", help="go on from last.pt in the folder of the run")
     # Entries of PAPER and DEMO, where their defaults stand.
-    flag("--iterations", type=data.whole_number(0), nargs=3, metavar=("SEG", "CLS", "ALL"))
+    flag("--iterations", type=data.whole_number(0), nargs=3, metavar=("SEG", "CLS", "ALL"),
+         help="of the three stages")
     flag("--batch-size", type=data.whole_number(2), help="pairs, over all processes")
     flag("--lr", type=float, help="initial rate")
     flag("--lambdas", type=float, nargs=3, metavar=("LI", "CLS", "SEG"), help="Eq. (19)")

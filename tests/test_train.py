@@ -524,14 +524,36 @@ def test_a_best_pt_is_no_run_to_go_on_with(masked_tree, tmp_path, capsys):
 
 @pytest.mark.parametrize("entry", [
     {"iteration": "1"}, {"iteration": -1}, {"best": None}, {"optimizer": {"param_groups": []}},
-    {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}},
+    {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}}, "shapes",
 ], ids=str)
 def test_a_damaged_checkpoint_is_not_resumed(entry, masked_tree, tmp_path, capsys):
     out = tmp_path / "run"
     flags = command(masked_tree, out, (2, 0, 0), "--save-every", 1)
     train.main(flags)
-    torch.save({**read(out / "last.pt"), "iteration": 1, **entry}, out / "last.pt")
+    last = read(out / "last.pt")
+    if entry == "shapes":
+        for momentum in last["optimizer"]["state"].values():
+            momentum["momentum_buffer"] = torch.zeros(1, 2, 3)
+        entry = {}
+    torch.save({**last, "iteration": 1, **entry}, out / "last.pt")
     assert "last.pt" in stopped(capsys, *flags, "--resume")
+
+
+def test_a_run_whose_log_was_deleted_goes_on_with_a_new_one(masked_tree, tmp_path):
+    out = tmp_path / "run"
+    flags = command(masked_tree, out, (2, 0, 0))
+    train.main(flags)
+    (out / "log.jsonl").unlink()
+    train.main([*flags, "--resume"])
+    assert (out / "log.jsonl").exists()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_to_be_deleted(tmp_path, capsys,
+                                                                            masked_tree):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "log.jsonl").touch()
+    assert "delete the folder" in stopped(capsys, *command(masked_tree, out, (1, 0, 0)))
 
 
 def test_what_a_killed_save_left_is_swept_up_by_resume(masked_tree, tmp_path):
