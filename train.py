@@ -5,28 +5,26 @@ Read beside Sec. IV-B (schedule), III-C and III-D (losses), IV-A3 (pairs).
   paper                   code                  paper's value
   three steps             stages 1, 2, 3        146k, 16k, 324k iterations
   mini-batch              --batch-size          32 pairs (clean, degraded)
-  poly policy             poly_lr               0.002 (1 - step / steps)^0.9, anew in each stage
+  poly policy             poly_lr               from 0.002, power 0.9
   lambda_li, _cls, _seg   --lambdas             1, 1, 1
 
     python train.py --data demo                                  a laptop, no downloads, minutes
     python train.py --data ff++ --quality c23 [--root DIR]       the paper
     torchrun --nproc_per_node=N train.py ...                     several GPUs
 
-Writes runs/NAME/: last.pt (for --resume), best.pt (best frame AUC on val), log.jsonl, panel_*.png,
-curves.png; the demo also test.json.
+Writes runs/NAME/: last.pt (for --resume), best.pt (the best frame AUC on val), log.jsonl,
+panel_*.png and, with matplotlib, curves.png. The demo is tested at the end and writes test.json.
 """
-
-import signal
-
-if __name__ == "__main__":          # Ctrl-C while torch loads ends in no traceback; see data.run
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import os
 
-# PyTorch's threads spin while they wait for each other: beside another busy program ten times as
-# slow on two cores. On Linux: to spin a tenth as long costs nothing on a quiet machine.
+# PyTorch's CPU threads spin while they wait for each other. When other programs are busy, this
+# slows training several times. We let them spin for a fifteenth of the default. OpenMP reads the
+# variable when torch is imported, so this line has to come first.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+import argparse
+import hashlib
 import io
 import json
 import math
@@ -45,43 +43,40 @@ import data
 import evaluate
 import masks
 from losses import VARIANTS, classification_loss, run_branches, stage_plan, total_loss
-from model import autocast, build_network, load_network, load_xception_weights, precision, to_input
+from model import autocast, build_network, load_xception_weights, precision, to_input
 
 # ---------------------------------------------------------------- Sec. IV-B: the settings
-# READING Sec. IV-B: a mini-batch of 32 is 32 pairs, so 64 images. SGD alone is named: momentum and
-# weight decay are the authors' release's, as is PyTorch's own start of what ImageNet does not give.
-# READING Sec. IV-B: which weights count is not said: those of the best val AUC, looked at every 30
-# epochs as in the release.
+# READING Sec. IV-B: a mini-batch size of 32 means 32 pairs, so 64 images.
+# READING Sec. IV-B: the paper names only SGD. Momentum and weight decay follow the authors'
+# release. Layers without ImageNet weights start from PyTorch's default initialization.
+# READING Sec. IV-B: the paper does not say which checkpoint it tests. We keep the one with the best
+# frame AUC on val, validated every 30 epochs as in the release.
 PAPER = dict(
     quality="c23",
     iterations=[146000, 16000, 324000],
     batch_size=32,
-    width=1.0,                  # channel factor of every layer
+    width=1.0,                  # factor for the number of channels of every layer
     size=299,                   # pixels of a crop's side
     pretrained="imagenet",
     optimizer="sgd",
     momentum=0.9,
     weight_decay=5e-4,          # of all parameters
     lr=0.002,
-    lambdas=[1.0, 1.0, 1.0],    # L_li, L_cls, L_seg
-    li_in_stage_1=1.0,          # times lambda_li
-    warm_up=0,                  # first steps of stage 3, in which the rate rises to the policy's
-    aux=0.4,                    # OCR's soft regions, see losses.total_loss
+    lambdas=[1.0, 1.0, 1.0],    # of L_li, L_cls and L_seg (Sec. III-E)
+    aux=0.4,                    # of the loss on OCR's soft regions, see losses.total_loss
     eval_every=5400,
-    val_frames=None,            # all
+    val_frames=None,            # all frames of a val video
     save_every=1000,
 )
-# DEPARTURE Sec. IV-B: minutes on two cores from random weights, not days on a GPU from ImageNet's.
+# DEPARTURE Sec. IV-B: the demo trains for minutes on two cores, from random weights. The paper's
+# schedule takes hours or days on a GPU and starts from ImageNet weights.
 DEMO = dict(
-    iterations=[800, 50, 450],  # most for the map, without which there is nothing to decide by
+    iterations=[600, 50, 350],  # most of them for the map, because the decision is made from it
     batch_size=16,
-    width=0.125,                # 0.5 million parameters, not 32.3
-    size=107,                   # leaves a 13 x 13 map
-    pretrained="none",          # no ImageNet weights exist for a narrow trunk
-    optimizer="adamw",          # SGD from random weights learns nothing in so few steps
-    lambdas=[0.3, 1.0, 1.0],    # L_li at 1 shrinks the map, which takes longer to come back
-    li_in_stage_1=0.0,          # from random weights two maps agree most easily if constant
-    warm_up=100,                # AdamW's first full steps would shake the map
+    width=0.125,                # 0.5 million parameters instead of 32.3 million
+    size=107,                   # gives a map of 13 x 13
+    pretrained="none",          # there are no ImageNet weights for so narrow a trunk
+    optimizer="adamw",          # SGD learns nothing from random weights in so few steps
     eval_every=150,
     save_every=100,
 )
@@ -89,10 +84,11 @@ LOG_EVERY = 20                  # iterations between two lines of log.jsonl
 
 
 def poly_lr(step, max_steps, base_lr, power=0.9):
-    """Sec. IV-B "poly" policy: the rate of a step, 0 .. max_steps - 1 within one stage.
+    """Sec. IV-B, "poly" policy: the learning rate at a step, 0 .. max_steps - 1 within one stage.
 
-    READING Sec. IV-B: it starts anew in each stage, as in the authors' release, which stops at 1 %
-    of the rate; the policy as printed goes to 0, and so does ours.
+    READING Sec. IV-B: the paper names the policy and its power, but prints no formula. We use the
+    usual one, and start anew in each stage as the authors' release does. The release stops at 1 %
+    of the first rate instead; the usual policy goes to 0.
     """
     return base_lr * (1 - step / max_steps) ** power
 
@@ -101,23 +97,24 @@ def poly_lr(step, max_steps, base_lr, power=0.9):
 def stage_iterations(settings):
     """Iterations of stages 1, 2, 3.
 
-    READING Table I: the Xception baseline has one loss, so one stage, and LiSiam's total of
-    iterations, so that the comparison is fair.
-    READING Table VI: Model-C skips stage 1: nothing supervises it.
+    READING Table I: the Xception baseline has one loss, so it has one stage. It gets as many
+    iterations as LiSiam in total, so that the comparison is fair.
+    READING Table VI: Model-C has no mask supervision. In stage 1 only L_li would train its map, and
+    the easiest way to make two maps agree is to make both constant. Stage 2 would then train a head
+    on that map. So Model-C gets all its iterations in stage 3, like any run without masks.
     """
     first, second, third = settings["iterations"]
-    if settings["model"] == "xception":
+    if not needs_masks(settings):
         return [0, 0, first + second + third]
-    if not VARIANTS[settings["variant"]].seg:
-        return [0, second, third]
     return [first, second, third]
 
 
 def freeze(net, stage):
     """Sets what a stage trains: 1 segmentation, 2 classification, 3 everything. Returns parameters.
 
-    DEPARTURE Sec. IV-B: the authors' release clears requires_grad only, so that BatchNorm
-    statistics and dropout of frozen parts go on. Ours are in eval mode: bit-identical afterwards.
+    READING Sec. IV-B: "freeze" can mean the weights alone, or everything. We also put frozen parts
+    into eval mode, so that their BatchNorm statistics and dropout stand still and they end
+    bit-identical. The release only clears requires_grad instead.
     """
     net.train().requires_grad_(True)
     frozen = []
@@ -130,39 +127,24 @@ def freeze(net, stage):
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
-def plan_of(settings, stage):
-    """losses.stage_plan of a run's settings: branches, heads and weights of a stage."""
-    li, cls, seg = settings["lambdas"]
-    if stage == 1:
-        li = li * settings["li_in_stage_1"]
-    return stage_plan(VARIANTS[settings["variant"]], stage, (li, cls, seg), settings["aux"])
+def make_optimizer(parameters, settings):
+    """The optimizer of one stage.
 
-
-def make_optimizer(parameters, settings, state=None):
-    """A stage's optimizer; state: that of last.pt, where the run is resumed within the stage.
-
-    READING Sec. IV-B: momentum starts anew in each stage, whose parameters are others.
-    DEPARTURE Table I: the baseline was trained "using the official code" of [3]; ours has LiSiam's
-    optimizer, batch and rate, so that only the network differs.
+    READING Sec. IV-B: momentum starts from zero in each stage, because other parameters are
+    trained.
+    DEPARTURE Table I: the paper trained the baseline "using the official code" of [3]. Ours gets
+    LiSiam's optimizer, batch size, learning rate and number of iterations, for a fair comparison.
     """
-    fused = settings["device"] == "cuda"        # one kernel a step instead of hundreds
+    fused = settings["device"] == "cuda"        # on a GPU: one kernel a step instead of hundreds
     options = dict(lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
     if settings["optimizer"] == "adamw":
-        optimizer = torch.optim.AdamW(parameters, **options)
-    else:
-        optimizer = torch.optim.SGD(parameters, momentum=settings["momentum"], **options)
-    if state:
-        try:
-            for group in state["param_groups"]:     # a state brings the habits of its own device
-                group["fused"] = fused
-            optimizer.load_state_dict(state)
-            for parameter, kept in optimizer.state.items():
-                tensors = [value for value in kept.values() if torch.is_tensor(value)]
-                if any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors):
-                    raise ValueError("shapes")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            data.stop("the optimizer in last.pt is damaged; start the run anew with another --out")
-    return optimizer
+        return torch.optim.AdamW(parameters, **options)
+    return torch.optim.SGD(parameters, momentum=settings["momentum"], **options)
+
+
+def plan_of(settings, stage):
+    """The losses.StagePlan of a stage: its branches, heads and weights."""
+    return stage_plan(VARIANTS[settings["variant"]], stage, settings["lambdas"], settings["aux"])
 
 
 def step_loss(net, batch, settings, stage):
@@ -173,8 +155,8 @@ def step_loss(net, batch, settings, stage):
     mask = batch["mask"].to(device, non_blocking=True)                      # X_gt (B, 299, 299)
     labels = batch["label"].to(device, non_blocking=True)                   # alpha_gt (B,)
     if settings["model"] == "xception":
-        # READING Table V: "+IQD" trains on degraded images only, by branch 2's rule, which leaves
-        # one in eight as it is.
+        # READING Table V: "+IQD" trains on degraded images alone. The rule is that of branch 2,
+        # which leaves one image in eight as it is.
         with autocast(device):
             logits = net(degraded if settings["iqd"] else clean)
         loss = classification_loss(logits, labels)
@@ -190,57 +172,145 @@ def step_loss(net, batch, settings, stage):
 
 
 def mixed_seed(*numbers):
-    """Several numbers -> one of 32 bits, all that torch's generator on the CPU looks at."""
+    """Several numbers -> one 32-bit seed, because PyTorch's CPU generator ignores higher bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+# ---------------------------------------------------------------- Sec. IV-B: one loop
+def main(argv=None):
+    settings = parse_arguments(argv)
+    rank, world = join_processes(settings)
+    torch.manual_seed(settings["seed"])
+    net = build_network(settings)
+    pairs, val_videos = prepare_data(settings, rank, world)
+    run = RunFolder(settings, pairs, rank)
+    if settings["resume"]:
+        checkpoint = run.resume(net)
+    else:
+        if settings["pretrained"] != "none" and rank == 0:      # which hands them to the others
+            print(load_xception_weights(net, settings["pretrained"]))
+        checkpoint = run.begin(net)
+    iteration, best = checkpoint["iteration"], checkpoint["best"]
+    net.to(settings["device"], memory_format=torch.channels_last)       # faster
+    if world > 1 and settings["device"] == "cuda":
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    # Possible speed-ups on a GPU, not tried: torch.backends.cudnn.benchmark = True; and, after
+    # torch._inductor.config.force_layout_optimization = True, net.compile(dynamic=False).
+
+    end = 0
+    bar = tqdm(total=sum(stage_iterations(settings)), initial=iteration, disable=rank > 0)
+    for stage, steps in zip((1, 2, 3), stage_iterations(settings)):
+        start = end
+        end = start + steps
+        if iteration >= end:                    # no such stage, or a resumed run is past it
+            continue
+        optimizer = make_optimizer(freeze(net, stage), settings)
+        if iteration > start:                   # resumed within this stage
+            optimizer.load_state_dict(checkpoint["optimizer"])
+        parallel = parallel_network(net, settings, world)
+        for batch in load_batches(pairs, settings, range(iteration, end), rank, world):
+            # Dropout depends on (seed, iteration, process) alone, so --resume needs no state of it.
+            torch.manual_seed(mixed_seed(settings["seed"], iteration, rank))
+            rate = poly_lr(iteration - start, steps, settings["lr"])
+            optimizer.param_groups[0]["lr"] = rate
+            loss, parts = step_loss(parallel, batch, settings, stage)           # Eq. (19)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            iteration += 1
+            bar.update()
+
+            ends_stage = iteration == end
+            saves = ends_stage or iteration % settings["save_every"] == 0
+            # Stage 1 leaves the head untrained, so there is nothing to validate.
+            validates = stage > 1 and (ends_stage or iteration % settings["eval_every"] == 0)
+            if saves or validates or iteration % LOG_EVERY == 0:
+                log_step(run, bar, iteration, stage, rate, {"loss": loss, **parts}, net)
+            if validates:
+                best = validate(net, val_videos, run, iteration, stage, best, (rank, world))
+            if ends_stage and rank == 0 and settings["model"] == "lisiam":
+                panel(net, batch, settings, run.folder / f"panel_{iteration:06d}.png")
+            if validates or ends_stage:
+                freeze(net, stage)              # because they have set the network to eval mode
+            if saves:
+                run.save("last.pt", net, iteration, best=best, optimizer=optimizer.state_dict())
+    bar.close()
+    if world > 1:
+        distributed.destroy_process_group()
+    if rank == 0:
+        finish(run, net, iteration)
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: batches
 def load_batches(pairs, settings, iterations, rank, world):
-    """This process's part of the given iterations' batches, one after another.
+    """This process's part of the batches of the given iterations, one after another.
 
-    Batch i of a run is samples i B .. i B + B - 1, whoever loads them, however often the run was
-    stopped: data.TrainingPairs makes sample n from (seed, n) alone.
+    Batch i of a run holds the samples i B .. i B + B - 1, whoever loads them and however often the
+    run was stopped, because data.TrainingPairs makes sample n from (seed, n) alone.
     """
     size = settings["batch_size"]
     local = size // world
     starts = (iteration * size + rank * local for iteration in iterations)
-    loader = torch.utils.data.DataLoader(
+    return torch.utils.data.DataLoader(
         pairs, batch_sampler=(range(start, start + local) for start in starts),
         num_workers=settings["workers"], pin_memory=settings["device"] == "cuda",
-        generator=torch.Generator())            # its own, so that torch's own is for dropout alone
-    return data.each_batch(loader)
+        generator=torch.Generator())            # its own; torch's own is for dropout alone
+
+
+def needs_masks(settings):
+    """Whether any loss of a run looks at a mask."""
+    if settings["model"] == "xception" or not VARIANTS[settings["variant"]].seg:
+        return False
+    _, _, lambda_seg = settings["lambdas"]
+    return lambda_seg > 0 or settings["aux"] > 0
+
+
+def mask_kind(settings):
+    """Which masks belong to a run's videos; None for the baseline, which has no map."""
+    return settings["mask"] if settings["model"] == "lisiam" else None
+
+
+def list_split(settings, split):
+    """The videos of a split: the real ones, and fakes of the methods that the run trains on."""
+    methods = ("real", *(settings["methods"] or data.METHODS))
+    videos = data.list_videos(settings["data"], settings["root"], settings["quality"], split,
+                              mask_kind(settings))
+    return [video for video in videos if video.method in methods]
+
+
+def complete_data(settings, world):
+    """Draws the demo and writes masks, if they are missing; stops if there are no videos."""
+    name, root, mask = settings["data"], settings["root"], mask_kind(settings)
+    if name == "demo" and not (Path(root) / "original_sequences").is_dir():
+        draw = Path(__file__).parent / "tests" / "demo_faces.py"
+        subprocess.run([sys.executable, draw, root], check=True)
+    data.require_videos(name, root, settings["quality"], "train", mask)
+    if not needs_masks(settings) or mask == "given":
+        return
+    videos = [video for split in data.SPLITS for video in list_split(settings, split)]
+    if world > 1 and any(masks.is_incomplete(video, mask) for video in videos):
+        sys.exit("masks are missing, and the other processes would wait too long for them; first "
+                 f"run python masks.py --data {name} --root {root} --mask {mask}")
+    masks.write_masks(videos, mask, settings["workers"] or 1)
 
 
 def prepare_data(settings, rank, world):
-    """(TrainingPairs, videos to validate on): every picture was opened, and masks are written."""
-    name, root, mask = settings["data"], settings["root"], settings["mask"]
-    where = (name, root, settings["quality"])
-    is_lisiam = settings["model"] == "lisiam"
-    needs_masks = is_lisiam and bool(VARIANTS[settings["variant"]].seg)
+    """(TrainingPairs, videos to validate on), after rank 0 has completed and checked the data."""
     if rank == 0:
-        if name == "demo" and not (Path(root) / "original_sequences").is_dir():
-            draw = Path(__file__).parent / "tests" / "demo_faces.py"
-            if subprocess.call([sys.executable, draw, root]) != 0:
-                raise SystemExit(2)             # it has said why
-        workers = settings["workers"] or 1
-        videos = data.require_videos(*where, "train", mask) + data.list_videos(*where, "val", mask)
-        data.stop_if_broken(videos, mask if is_lisiam else None, workers)
-        if is_lisiam and mask != "given":
-            if world > 1 and masks.any_missing(name, root, mask):
-                data.stop("masks are missing, and the other processes would wait too long: run "
-                          f"python masks.py --data {name} --root {root} --mask {mask} first")
-            masks.write_masks(name, root, mask, workers)
+        complete_data(settings, world)
     if world > 1:
         distributed.barrier()
-    videos, val_videos = data.training_videos(*where, mask, needs_masks)
+    videos = data.training_videos(list_split(settings, "train"), needs_masks(settings))
+    val_videos = list_split(settings, "val")
     if rank == 0:
+        data.look_at_first_frames(videos + val_videos, settings["workers"])
         reals = sum(not video.label for video in videos)
         print(f"{reals} real and {len(videos) - reals} fake videos to train on, {len(val_videos)} "
               f"to validate on; {settings['device']}, {precision(settings['device'])}")
         if len({video.label for video in val_videos}) < 2:
-            print("warning: no real and fake val videos, so best.pt will hold the last weights")
+            print("warning: without real and fake val videos, best.pt will hold the last weights")
     pairs = data.TrainingPairs(videos, settings["size"], settings["seed"], settings["num_classes"],
-                               mask if needs_masks else None)
+                               needs_masks(settings))
     return pairs, val_videos
 
 
@@ -248,18 +318,18 @@ def prepare_data(settings, rank, world):
 def join_processes(settings):
     """(rank, world): which of how many processes this is. torchrun starts one for each GPU.
 
-    READING Sec. IV-B: how many GPUs is not said. The batch of 32 is shared out, gradients are
-    averaged, and on CUDA BatchNorm is over the whole batch: several GPUs compute what one would,
-    but for dropout, which each draws for its own images. On gloo each process normalizes by its
-    part. The log has rank 0's losses.
+    READING Sec. IV-B: the paper does not say how many GPUs it used. The batch of 32 is split among
+    the processes and the gradients are averaged. On CUDA, BatchNorm sees the whole batch. So
+    several GPUs compute what one would, except for dropout, which each process draws for its own
+    images. On gloo each process normalizes its own part. The log has the losses of rank 0.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
+    if not distributed.is_torchelastic_launched():      # clusters set WORLD_SIZE for other reasons
         return 0, 1
+    world = int(os.environ["WORLD_SIZE"])
     if settings["batch_size"] % world or settings["batch_size"] < 2 * world:
-        data.stop(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes: "
-                  "each needs as many pairs, at least 2")
-    timeout = timedelta(minutes=30)             # the others wait while rank 0 checks and validates
+        sys.exit(f"--batch-size {settings['batch_size']} cannot be shared by {world} processes: "
+                 "each needs the same number of pairs, at least 2")
+    timeout = timedelta(minutes=30)             # the others wait while rank 0 checks the data
     if settings["device"] == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -275,43 +345,65 @@ def parallel_network(net, settings, world):
         return net
     return torch.nn.parallel.DistributedDataParallel(
         net, gradient_as_bucket_view=True,
-        # With a loss switched off some parameters get no gradient.
+        # If a loss is switched off, some parameters get no gradient.
         find_unused_parameters=0 in [*settings["lambdas"], settings["aux"]])
 
 
 # ---------------------------------------------------------------- the folder of a run
-# What may differ between a run and its --resume. Another device, or number of processes (which is
-# not stored), rounds differently and draws another dropout.
-FREE_TO_CHANGE = ("root", "workers", "device", "out", "save_every")
+# These may differ between a run and its --resume. Another device or another number of processes
+# rounds differently and draws other dropout.
+FREE_TO_CHANGE = ("root", "workers", "device", "out", "resume", "save_every")
 
 
 class RunFolder:
-    """runs/NAME: log.jsonl, last.pt, best.pt. Rank 0 of one run writes there.
+    """runs/NAME with log.jsonl, last.pt and best.pt, which rank 0 writes.
 
-    No lock, which a kill would leave behind: a new run creates the log, so there can be one; any
-    run stops when last.pt is no longer the file that it read or wrote.
+    A run exists once last.pt of iteration 0 is written. If the start fails earlier, the same
+    command can be used again. A run stops if another run has overwritten its last.pt, for example
+    because a job was queued twice.
     """
 
-    def __init__(self, settings, rank):
-        self.settings = {name: value for name, value in settings.items() if name != "resume"}
+    def __init__(self, settings, pairs, rank):
+        self.settings = settings
         self.folder = Path(settings["out"])
-        self.log_path = self.folder / "log.jsonl"
         self.last = self.folder / "last.pt"
         self.writes = rank == 0
+        # Another list of videos would change every draw of a resumed run.
+        listed = [(video.key, [frame.name for frame, _ in pairs.samples[video.key]])
+                  for video in pairs.videos]
+        self.videos = hashlib.sha256(repr(listed).encode()).hexdigest()
         self.seen = None
-        if settings["resume"]:
-            if not self.last.is_file():
-                data.stop(f"nothing to resume: no {self.last}; name a run by --out, or delete what "
-                          "is left of one that was killed at its start")
-        elif self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                open(self.log_path, "x").close()
-            except FileExistsError:
-                advice = "--resume it, or use another --out"
-                if not self.last.exists():
-                    advice = "it is starting, or was killed at its start: then delete the folder"
-                data.stop(f"{self.folder} already holds a run: {advice}")
+        if self.writes and self.last.exists() and not settings["resume"]:
+            sys.exit(f"{self.folder} already holds a run: add --resume, or use another --out")
+        if settings["resume"] and not self.last.exists():
+            sys.exit(f"there is nothing to resume: no {self.last}; name a run by --out")
+
+    def begin(self, net):
+        """Writes an empty log and last.pt of iteration 0, which makes the folder this run's."""
+        checkpoint = {"iteration": 0, "best": -1.0, "optimizer": None}
+        if self.writes:
+            (self.folder / "best.pt").unlink(missing_ok=True)   # an older run's
+            data.write_whole(self.folder / "log.jsonl", b"")
+        self.save("last.pt", net, **checkpoint)
+        return checkpoint
+
+    def resume(self, net):
+        """Loads last.pt if settings and videos are the same; forgets later lines of the log."""
+        self.seen = self.identity()
+        checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
+        now = {**self.settings, "training videos": self.videos}
+        then = {**checkpoint["settings"], "training videos": checkpoint["videos"]}
+        for name in now:
+            if name not in FREE_TO_CHANGE and now[name] != then.get(name):
+                sys.exit(f"{self.last} was trained with {name} = {then.get(name)}, not "
+                         f"{now[name]}; resume with the run's own, or use another --out")
+        net.load_state_dict(checkpoint["model"])
+        if self.writes:
+            lines = (self.folder / "log.jsonl").read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n")       # a kill may tear the last
+                    and json.loads(line)["iteration"] <= checkpoint["iteration"]]
+            data.write_whole(self.folder / "log.jsonl", "".join(kept).encode())
+        return checkpoint
 
     def identity(self):
         """Tells one last.pt from another."""
@@ -320,116 +412,156 @@ class RunFolder:
         status = self.last.stat()
         return status.st_ino, status.st_mtime_ns, status.st_size
 
-    def read(self):
-        """last.pt, if it was made with these settings; forgets later lines of the log."""
-        self.seen = self.identity()
-        load_network(self.last)                 # ValueError where it is no checkpoint of ours
-        checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-        iteration = checkpoint.get("iteration")
-        is_run = type(iteration) is int and iteration >= 0 and "optimizer" in checkpoint
-        if not is_run or type(checkpoint.get("best")) is not float:
-            raise ValueError(f"{self.last} holds weights, but no run to go on with: a best.pt?")
-        for name in {**checkpoint["settings"], **self.settings}:
-            value = checkpoint["settings"].get(name)
-            now = self.settings.get(name)
-            if name not in FREE_TO_CHANGE and now != value:
-                data.stop(f"{self.last} was trained with {name} = {value}, not {now}; resume with "
-                          "the run's own settings, or start another run with --out")
-        if self.writes:
-            for part in self.folder.glob(".*.part"):        # what a killed save has left
-                part.unlink()
-            # A line that a full disk tore has no end. What will be done again is logged again.
-            log = self.log_path.read_text() if self.log_path.exists() else ""
-            kept = [line for line in log.splitlines(keepends=True)
-                    if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
-            data.write_whole(self.log_path, "".join(kept).encode())
-        return checkpoint
-
     def log(self, line):
         if self.writes:
-            with open(self.log_path, "a") as file:
+            with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def save(self, name, net, iteration, **more):
         if not self.writes:
             return
         if self.identity() != self.seen:
-            data.stop(f"another run has written {self.last}; this one stops: each needs its --out")
+            sys.exit(f"another run has written {self.last}, so this one stops; each run needs its "
+                     "own --out")
         buffer = io.BytesIO()
         torch.save({"model": net.state_dict(), "iteration": iteration, "settings": self.settings,
-                    **more}, buffer)
+                    "videos": self.videos, **more}, buffer)
         data.write_whole(self.folder / name, buffer.getvalue())
         self.seen = self.identity()
 
 
-def prepare(settings, run, rank, world):
-    """All that can go wrong, before iteration 0: (network, its checkpoint, *prepare_data's two)."""
-    torch.manual_seed(settings["seed"])
-    net = build_network(settings)
-    checkpoint = {"iteration": 0, "best": -1.0, "optimizer": None}
-    try:
-        if settings["resume"]:
-            checkpoint = run.read()
-            net.load_state_dict(checkpoint["model"])
-        elif settings["pretrained"] != "none" and rank == 0:    # which hands them to the others
-            print(load_xception_weights(net, settings["pretrained"]))
-        pairs, val_videos = prepare_data(settings, rank, world)
-        if not settings["resume"]:
-            run.save("last.pt", net, **checkpoint)
-    except ValueError as error:
-        data.stop(error)
-    finally:
-        # A run that could not start leaves nothing: the same command can be given again.
-        if run.writes and not run.last.exists():
-            run.log_path.unlink(missing_ok=True)
-            if not any(run.folder.iterdir()):
-                run.folder.rmdir()
-    return net, checkpoint, pairs, val_videos
-
-
-# ---------------------------------------------------------------- now and then: log, validate
+# ---------------------------------------------------------------- now and then: log, validate, draw
 def log_step(run, bar, iteration, stage, rate, losses, net):
-    """A line of log.jsonl; stops where the loss, a weight or a statistic is no finite number.
+    """A line of log.jsonl. Stops if the loss, a weight or a BatchNorm statistic is not finite.
 
-    Only here, and where it validates or saves, does the loop wait for the GPU.
+    The loop waits for the GPU only here, and where it validates or saves.
     """
     losses = {name: loss.item() for name, loss in losses.items()}
     tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
-    norm = torch.nn.utils.get_total_norm(tensors).item()        # weights and BatchNorm statistics
+    norm = torch.nn.utils.get_total_norm(tensors).item()
     if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-        data.stop(f"iteration {iteration}: the loss is {losses['loss']}, the norm of all weights "
-                  f"{norm}; {run.last} holds an earlier iteration: try a lower --lr")
+        sys.exit(f"iteration {iteration}: the loss is {losses['loss']}, the norm of all weights "
+                 f"{norm}; {run.last} holds an earlier iteration. Try a lower --lr")
     shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
     bar.set_postfix({"stage": stage, **shown})
     now = round(time.time(), 1)
     run.log({"iteration": iteration, "stage": stage, "lr": rate, **losses, "time": now})
 
 
-def validate(net, videos, settings, run, iteration, stage, best):
-    """Frame AUC on val; best.pt where it is the highest so far. Returns the highest.
+def validate(net, videos, run, iteration, stage, best, share):
+    """Frame AUC on val; best.pt if it is at least the highest so far. Returns the highest.
 
-    Of equals the later counts: it has trained longer. The map's best threshold is kept, too.
+    On a tie the later weights win, because they trained longer. best.pt also keeps the threshold at
+    which the map fitted the val masks best. Every process tests its share of the frames. The
+    BatchNorm statistics of rank 0 are sent to all first, because on gloo each process has its own.
     """
     if len({video.label for video in videos}) < 2:
         return best
-    found = evaluate.predict(net, videos, settings, settings["val_frames"], title="validation")
+    rank, world = share
+    if world > 1:
+        for statistics in net.buffers():
+            distributed.broadcast(statistics, src=0)
+    tested = evaluate.Run("validation", net, trained=run.settings, call=run.settings)
+    found = evaluate.predict(tested, videos, run.settings["val_frames"], title="validation",
+                             share=share)
+    if world > 1:
+        found = gather(found, world)
     row = evaluate.summarize(found, videos)
     run.log({"iteration": iteration, "stage": stage, "val": row})
-    tqdm.write(f"iteration {iteration}, stage {stage}: val frame AUC {row['frame_auc']:.3f}, video "
-               f"AUC {row['video_auc']:.3f}, IoU {evaluate.show(row['iou'])}")
+    if rank == 0:
+        tqdm.write(f"iteration {iteration}, stage {stage}: val frame AUC {row['frame_auc']:.3f}, "
+                   f"video AUC {row['video_auc']:.3f}, IoU {evaluate.show(row['iou'])}")
     if row["frame_auc"] < best:
         return best
     run.save("best.pt", net, iteration, threshold=evaluate.best_threshold(row))
     return row["frame_auc"]
 
 
+def gather(found, world):
+    """What all processes have found in their shares -> the same for all frames, in order."""
+    parts = [None] * world
+    distributed.all_gather_object(parts, found)
+    order = np.argsort(np.concatenate([part["index"] for part in parts]))
+    joined = {}
+    for name in found:
+        if name == "counts":
+            joined[name] = sum(part[name] for part in parts)
+        elif name != "names":
+            joined[name] = np.concatenate([part[name] for part in parts])[order]
+    return joined
+
+
+def panel(net, batch, settings, path):
+    """A PNG of what training sees: four fakes and two real faces of a batch. White = fake."""
+    labels = batch["label"].numpy()
+    net.eval()
+    run = evaluate.Run("", net, trained=settings, call=settings)
+    rows = {}
+    for k in [*np.flatnonzero(labels)[:4], *np.flatnonzero(labels == 0)[:2]]:
+        clean = batch["clean"][k].permute(1, 2, 0).numpy()
+        degraded = batch["degraded"][k].permute(1, 2, 0).numpy()
+        _, maps = evaluate.judge(run, [clean, degraded])
+        rows[f"{k}: {'fake' if labels[k] else 'real'}"] = {
+            "clean": clean, "degraded": degraded, "mask": batch["mask"][k].numpy(),
+            "map of clean": maps[0], "map of degraded": maps[1]}
+    evaluate.draw_grid(f"training batch, {path.stem}", rows, path)
+
+
+def curves(folder):
+    """curves.png from log.jsonl: the losses through the stages, and what validation gave."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    checks = [line for line in lines if "val" in line]
+    figure = evaluate.matplotlib_figure(12, 4)
+    if figure is None:
+        return
+    left, right = figure.subplots(1, 2)
+    for name in ("loss", "li", "cls", "seg", "aux"):
+        points = [(line["iteration"], line[name]) for line in steps if name in line]
+        if points:
+            left.plot(*zip(*points), ".", markersize=3, label=name)
+    iterations = [line["iteration"] for line in checks]
+    for name in ("frame_auc", "video_auc", "iou"):
+        right.plot(iterations, [line["val"][name] for line in checks], label=name)
+    middle = [line["iteration"] for line in steps if line["stage"] == 2]
+    if middle:
+        left.axvspan(middle[0], middle[-1], color="0.9", label="stage 2")
+    left.set(title="training losses", xlabel="iteration", yscale="log")
+    right.set(title="validation", xlabel="iteration", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.legend()
+    evaluate.save_figure(figure, folder / "curves.png")
+
+
+def finish(run, net, iteration):
+    """Training curves, and the demo's test; for FF++ the command that tests it."""
+    settings = run.settings
+    if not (run.folder / "best.pt").exists():   # never validated
+        run.save("best.pt", net, iteration)
+    curves(run.folder)
+    if settings["data"] != "demo":
+        print(f"done; test it: python evaluate.py --checkpoint {run.folder / 'best.pt'} --data "
+              f"{settings['data']} --root {settings['root']} --quality {settings['quality']}")
+        return
+    tests = []
+    for quality in data.QUALITIES:
+        videos = data.list_videos("demo", settings["root"], quality, "test", mask_kind(settings))
+        tests.append(evaluate.TestSet(f"demo {quality} test", "demo", quality, videos, None))
+    tested = evaluate.load_run(run.folder / "best.pt", call=settings)
+    results, _ = evaluate.test_run(tested, tests)
+    print(f"\n{evaluate.result_tables(results)}\n\nPictures of the training: {run.folder}/*.png")
+    report = [{"settings": tested.trained, "results": results}]
+    data.write_whole(run.folder / "test.json", json.dumps(report, indent=1).encode())
+
+
 # ---------------------------------------------------------------- command line
 def parse_arguments(argv=None):
-    """Command line -> settings: the flags given, else DEMO's with --data demo, else PAPER's."""
-    parser = data.new_parser("Train LiSiam in the paper's three stages (Sec. IV-B).")
+    """Command line -> settings: a flag's value, else DEMO's with --data demo, else PAPER's."""
+    parser = argparse.ArgumentParser(
+        description="Train LiSiam in the paper's three stages (Sec. IV-B).")
     flag = parser.add_argument
     flag("--data", choices=data.TRAINABLE, required=True, help="FF++ face crops, or made-up ones")
-    flag("--root", type=data.some_path, help="folder of the data set, default datasets/...")
+    flag("--root", help="folder of the data set, default datasets/...")
     flag("--quality", choices=data.QUALITIES, help="FF++ compression (Sec. IV-A1)")
     flag("--model", choices=["lisiam", "xception"], default="lisiam",
          help="xception: the baseline; default %(default)s")
@@ -437,158 +569,91 @@ def parse_arguments(argv=None):
     flag("--iqd", action="store_true", help="degrade the baseline's input (Table V)")
     flag("--mask", choices=[*masks.MASKS, "given"], default="ssim",
          help="X_gt (Table VII), default %(default)s; given: a benchmark's own")
+    flag("--methods", nargs="+", choices=data.METHODS, help="fakes to train on, default all")
     flag("--num-classes", type=int, choices=[2, 5], default=2, help="default 2; 5 as in Fig. 5")
-    flag("--seed", type=data.whole_number(0), default=0, help="default %(default)s")
-    flag("--workers", type=data.whole_number(0), default=min(8, os.cpu_count()),
+    flag("--seed", type=int, default=0, help="default %(default)s")
+    flag("--workers", type=int, default=min(8, os.cpu_count()),
          help="loading processes, default %(default)s")
     flag("--device", choices=["cpu", "cuda"],
          default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
-    flag("--out", type=data.some_path, help="folder of the run, default runs/NAME by settings")
+    flag("--out", help="folder of the run, default runs/NAME by settings")
     flag("--resume", action="store_true", help="go on from last.pt in the folder of the run")
     # Entries of PAPER and DEMO, where their defaults stand.
-    flag("--iterations", type=data.whole_number(0), nargs=3, metavar=("SEG", "CLS", "ALL"),
-         help="of the three stages")
-    flag("--batch-size", type=data.whole_number(2), help="pairs, over all processes")
-    flag("--lr", type=float, help="initial rate")
+    flag("--iterations", type=int, nargs=3, metavar=("SEG", "CLS", "ALL"), help="of the stages")
+    flag("--batch-size", type=int, help="pairs, over all processes")
+    flag("--lr", type=float, help="learning rate at the start of a stage")
     flag("--lambdas", type=float, nargs=3, metavar=("LI", "CLS", "SEG"), help="Eq. (19)")
     flag("--aux", type=float, help="weight of OCR's soft-region loss [39]; 0: off")
     flag("--pretrained", metavar="imagenet|FILE|none", help="Xception weights to start from")
-    flag("--width", type=float, help="channel factor")
-    flag("--size", type=data.whole_number(23), help="pixels of a crop's side")
-    flag("--eval-every", type=data.whole_number(1), help="iterations, from stage 2 on")
-    flag("--save-every", type=data.whole_number(1), help="iterations between two last.pt")
-    flag("--val-frames", type=data.whole_number(1), help="at most so many of each val video")
+    flag("--width", type=float, help="factor for the number of channels")
+    flag("--size", type=int, help="pixels of a crop's side, at least 23")
+    flag("--eval-every", type=int, help="iterations between validations, from stage 2 on")
+    flag("--save-every", type=int, help="iterations between two last.pt")
+    flag("--val-frames", type=int, help="at most so many of each val video")
     settings = vars(parser.parse_args(argv))
     of_lisiam = settings["lambdas"] or settings["aux"] is not None or settings["variant"] != "A"
-    if settings["model"] == "xception" and of_lisiam:
-        data.stop("--variant, --lambdas and --aux are LiSiam's; the baseline has one loss")
+    if settings["model"] == "xception" and (of_lisiam or settings["mask"] != "ssim"):
+        parser.error("--variant, --mask, --lambdas and --aux are LiSiam's; the baseline has one "
+                     "loss and no map")
+    if settings["model"] == "lisiam" and settings["iqd"]:
+        parser.error("--iqd is for --model xception; LiSiam has a degraded branch already")
     defaults = {**PAPER, **DEMO} if settings["data"] == "demo" else PAPER
     for name, value in defaults.items():
         if settings.get(name) is None:
             settings[name] = value
     settings["transformer"] = VARIANTS[settings["variant"]].transformer
-    settings["root"] = str(settings["root"] or data.ROOTS[settings["data"]])
-    settings["out"] = str(settings["out"] or f"runs/{run_name(settings)}")
-    check_arguments(settings)
+    settings["root"] = settings["root"] or data.ROOTS[settings["data"]]
+    settings["out"] = settings["out"] or f"runs/{run_name(settings)}"
+    check_settings(settings, parser.error)
     return settings
 
 
 def run_name(settings):
-    """demo, or what the run is: ff++-c40-lisiam-G-seed1."""
+    """The run's name, such as ff++-c40-lisiam-G-seed1: what differs from the defaults is named."""
     names = [settings["data"], settings["quality"], settings["model"]]
     others = {
         "5classes": settings["num_classes"] == 5,
         settings["variant"]: settings["variant"] != "A",
         "iqd": settings["iqd"],
         settings["mask"]: settings["mask"] != "ssim",
+        "-".join(settings["methods"] or []): settings["methods"],
         f"seed{settings['seed']}": settings["seed"] != 0,
     }
     names += [name for name, differs in others.items() if differs]
     return "demo" if names == ["demo", "c23", "lisiam"] else "-".join(names)
 
 
-def check_arguments(settings):
-    """Stops where flags make no sense together, before anything else is done."""
+def check_settings(settings, error):
+    """Calls error with a sentence if a number or a combination of flags makes no sense."""
+    lowest = dict(seed=0, workers=0, batch_size=2, size=23, eval_every=1, save_every=1,
+                  val_frames=1)
+    for name, least in lowest.items():
+        if settings[name] is not None and settings[name] < least:
+            error(f"--{name.replace('_', '-')} must be at least {least}")
     if not all(0 <= weight < math.inf for weight in [*settings["lambdas"], settings["aux"]]):
-        data.stop("--lambdas and --aux must be numbers from 0 on; 0 leaves a loss out")
-    if not 0 < settings["lr"] < math.inf or not 0 < settings["width"] <= 2:
-        data.stop("--lr and --width must be above 0, and --width at most 2")
-    if settings["seed"] >= 2 ** 31 or sum(settings["iterations"]) == 0:
-        data.stop("--seed must be below 2147483648, and --iterations not all 0")
-    if settings["device"] == "cuda" and not torch.cuda.is_available():
-        data.stop("--device cuda, but PyTorch finds no GPU here; use --device cpu")
+        error("--lambdas and --aux must be numbers from 0 on; 0 leaves a loss out")
+    if not settings["lr"] > 0 or not settings["width"] > 0:
+        error("--lr and --width must be above 0")
+    if settings["pretrained"] != "none" and settings["width"] != 1:
+        error("pretrained weights exist for --width 1 only; add --pretrained none")
+    source = settings["pretrained"]
+    if source not in ("none", "imagenet") and not Path(source).is_file():
+        error(f"there is no file {source}; --pretrained takes imagenet, none or a file")
+    if settings["num_classes"] == 5 and len(set(settings["methods"] or data.METHODS)) < 4:
+        error("--num-classes 5 needs all four methods")
+    if min(settings["iterations"]) < 0 or sum(stage_iterations(settings)) == 0:
+        error("--iterations must not be negative, and not all 0")
     if settings["model"] == "xception":
         return
-    if settings["iqd"]:
-        data.stop("--iqd is for --model xception; LiSiam has a degraded branch already")
     variant = VARIANTS[settings["variant"]]
     for stage, steps in zip((1, 2, 3), stage_iterations(settings)):
         plan = plan_of(settings, stage)
         li, cls, seg = plan.lambdas
         trains = (variant.li and li) or cls or (variant.seg and (seg or plan.aux))
         if steps and not trains:
-            data.stop(f"stage {stage} has nothing to train with these --lambdas and --aux; give it "
-                      "0 --iterations, or a loss")
-
-
-# ---------------------------------------------------------------- Sec. IV-B
-def main(argv=None):
-    settings = parse_arguments(argv)
-    rank, world = join_processes(settings)
-    run = RunFolder(settings, rank)
-    net, checkpoint, pairs, val_videos = prepare(settings, run, rank, world)
-    iteration, best = checkpoint["iteration"], checkpoint["best"]
-    net.to(settings["device"], memory_format=torch.channels_last)       # faster
-    if world > 1 and settings["device"] == "cuda":
-        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
-
-    end = 0
-    bar = tqdm(total=sum(stage_iterations(settings)), initial=iteration, disable=rank > 0)
-    for stage, steps in zip((1, 2, 3), stage_iterations(settings)):
-        start = end
-        end = start + steps
-        if iteration >= end:                    # no such stage, or a resumed run is past it
-            continue
-        parameters = freeze(net, stage)
-        state = checkpoint["optimizer"] if iteration > start else None
-        optimizer = make_optimizer(parameters, settings, state)
-        parallel = parallel_network(net, settings, world)
-        for batch in load_batches(pairs, settings, range(iteration, end), rank, world):
-            # Dropout is a function of (seed, iteration, process), so there is no state to save.
-            torch.manual_seed(mixed_seed(settings["seed"], iteration, rank))
-            step = iteration - start
-            rate = poly_lr(step, steps, settings["lr"])
-            if stage == 3 and step < settings["warm_up"]:                       # the demo's
-                rate = rate * (step + 1) / settings["warm_up"]
-            optimizer.param_groups[0]["lr"] = rate
-            loss, parts = step_loss(parallel, batch, settings, stage)           # Eq. (19)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            iteration += 1
-            bar.update()
-
-            ends_stage = iteration == end
-            saves = ends_stage or iteration % settings["save_every"] == 0
-            # In stage 1 there is nothing to validate: the head is untrained.
-            validates = stage > 1 and (ends_stage or iteration % settings["eval_every"] == 0)
-            looks = saves or validates
-            if looks or iteration % LOG_EVERY == 0:
-                log_step(run, bar, iteration, stage, rate, {"loss": loss, **parts}, net)
-            if (validates or ends_stage) and rank == 0:
-                if validates:
-                    best = validate(net, val_videos, settings, run, iteration, stage, best)
-                if settings["model"] == "lisiam":
-                    evaluate.panel(net, batch, settings, run.folder / f"panel_{iteration:06d}.png")
-                freeze(net, stage)              # both have set the network to eval mode
-            if saves:
-                run.save("last.pt", net, iteration, best=best, optimizer=optimizer.state_dict())
-            if looks and world > 1:
-                distributed.barrier()
-    bar.close()
-
-    if rank == 0:
-        finish(run, net, iteration, best)
-    if world > 1:
-        distributed.destroy_process_group()
-
-
-def finish(run, net, iteration, best):
-    """Training curves, and the demo's test table; for FF++ the command that makes one."""
-    if best < 0:                                # never validated
-        run.save("best.pt", net, iteration)
-    evaluate.training_curves(run.folder)
-    settings = run.settings
-    test = ["--checkpoint", run.folder / "best.pt", "--data", settings["data"],
-            "--root", settings["root"]]
-    if settings["data"] != "demo":
-        print("done; test it: python evaluate.py", *test, "--quality", settings["quality"])
-        return
-    test += ["--quality", *data.QUALITIES, "--workers", settings["workers"],
-             "--device", settings["device"], "--json", run.folder / "test.json"]
-    print(f"\nIts test split; pictures of the training: {run.folder}/*.png")
-    evaluate.main([str(word) for word in test])
+            error(f"stage {stage} has nothing to train with these --lambdas and --aux; give it 0 "
+                  "--iterations, or a loss")
 
 
 if __name__ == "__main__":
-    data.run(main, "if the run has a last.pt, the same command with --resume goes on from it")
+    main()

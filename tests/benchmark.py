@@ -3,20 +3,32 @@ What a training step, a test image, a loaded pair and a mask cost: ours beside t
 
     python tests/benchmark.py                                    this CPU, batch 2: five minutes
     python tests/benchmark.py --device cuda --batch-size 32      a GPU: under five minutes
+    python tests/benchmark.py --start                            a tree of FF++'s size: how long
+                                                                 train.py and evaluate.py need to
+                                                                 start on it
 
 plain      as a newcomer would write it: NCHW, float32, PyTorch's default SGD; both branches in full
            (f_cnn to f_mlp) in every stage
 ours       train.py's own step: uint8 batches, to_input, seeding, the branches and heads that a
            stage needs, losses, optimizer; channels last; bfloat16 where the GPU has it
-tuned      ours with torch.backends.cudnn.benchmark; on CUDA only, as is
-compiled   ours after net.compile(dynamic=False)
-All take turns; a row gives the median of --rounds samples, the ratio to plain and, on CUDA, each
+tuned      ours with torch.backends.cudnn.benchmark; on CUDA only
+compiled   ours after net.compile(dynamic=False); on CUDA only
+All take turns. A row gives the median of --rounds samples, the ratio to plain and, on CUDA, each
 one's own peak memory. Not a test: pytest does not collect it.
+
+COSTS
+By arithmetic alone, not measured on a GPU: stage 3 with 32 pairs at 299 px in bfloat16 needs 16.6
+GiB and moves 150 GB. That is 50 ms at an H100's 3.0 TB/s, and 60 ms with each kernel's own floor.
+The paper's 486,000 iterations would take about 8 hours there at best, and a card of 16 GB needs a
+smaller --batch-size.
 """
 
 import argparse
+import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -226,29 +238,89 @@ def loading_rows(args):
         reals, fakes = data.list_videos("ff++", root, "c23", "train")
         pair = [np.asarray(data.read_image(video.frames[0])) for video in (reals, fakes)]
 
+        masked = data.mask_folder(fakes.frames[0].parent, "ssim")
+
         def write_masks():
-            for frame in fakes.frames:
-                data.mask_path(frame, "ssim").unlink(missing_ok=True)
-            masks.write_video_masks(fakes, "c23", "ssim")
+            shutil.rmtree(masked, ignore_errors=True)
+            masks.write_video_masks(fakes, "ssim")
         write_masks()
+        reals, fakes = data.list_videos("ff++", root, "c23", "train")
         pairs = data.TrainingPairs([reals, fakes], args.size)
         frames = data.TestFrames([reals, fakes], args.size)
-        clean = data.read_face(fakes.frames[0], args.size)
-        mask = data.mask_path(fakes.frames[0], "ssim")
+        clean = data.read_image(fakes.frames[0])
         rng = np.random.default_rng(0)
         rows = {
             "SSIM masks of decoded pairs": (lambda: masks.ssim_mask(*pair), 1),
             "SSIM masks, PNG to PNG": (write_masks, len(fakes.frames)),
             "training pairs, from PNG to tensors": (lambda: [pairs[n] for n in range(20)], 20),
             "test frames with masks": (lambda: [frames[n] for n in range(20)], 20),
-            "... reading a crop": (lambda: data.read_face(fakes.frames[0], args.size), 1),
-            "... reading a mask": (lambda: data.read_mask(mask, args.size), 1),
+            "... reading a crop": (lambda: data.read_face(fakes.frames[0]), 1),
+            "... reading a crop and its mask": (
+                lambda: data.read_face(fakes.frames[0], fakes.masks[0]), 1),
             "... degrading, on average": (lambda: data.degrade(clean, rng), 1),
         }
         print("\n| one core | a second |\n|---|---|")
         for title, (function, count) in rows.items():
             seconds, _ = measure({title: function}, args, steps=20 if count == 1 else 2)[title]
             print(f"| {title} | {count / seconds:.0f} |", flush=True)
+
+
+def link(source, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.link(source, path)
+
+
+def ffpp_sized_tree(root, copies=100):
+    """1,000 real and 4,000 fake videos, 446,400 pictures and masks in c23, of hard links.
+
+    A file can have 65,000 links, so each picture is written `copies` times first.
+    """
+    small = root / "small"
+    made_up_tree(small, 299, frames=copies)
+    reals, fakes = data.list_videos("ff++", small, "c23", "train")
+    masks.write_masks([reals, fakes], "ssim")
+    _, fakes = data.list_videos("ff++", small, "c23", "train")
+    count = 0
+    for (method, id), split in data.official_split("ff++", root).items():
+        folder = data.method_folders("ff++", root, "c23")[method] / "faces" / id
+        for k in range(30 if split == "train" else 100):
+            video = reals if method == "real" else fakes
+            link(video.frames[count % copies], folder / f"{k:04d}.png")
+            if method != "real":
+                mask = data.mask_folder(folder, "ssim") / f"{k:04d}.png"
+                link(fakes.masks[count % copies], mask)
+            count += 1
+    shutil.rmtree(small)
+
+
+def starting_rows():
+    """Seconds until train.py has done its first iteration, and of evaluate.py --frames 2."""
+    project = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "ffpp"
+        ffpp_sized_tree(root)
+        out = Path(folder) / "run"
+        where = ["--data", "ff++", "--root", str(root)]
+        train_once = ["train.py", *where, "--out", str(out), "--pretrained", "none", "--width",
+                      "0.125", "--batch-size", "2", "--iterations", "1", "0", "0"]
+        test = ["evaluate.py", "--checkpoint", str(out / "best.pt"), *where, "--frames", "2"]
+        print("\n| a tree of FF++'s size | seconds |\n|---|---|")
+        for title, command in (("to the end of the first iteration", train_once),
+                               ("the same, files in memory", [*train_once, "--resume"]),
+                               ("evaluate.py --frames 2", test)):
+            if "--resume" in command:
+                shutil.rmtree(out)
+                command = command[:-1]
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], cwd=project, check=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            print(f"| {title} | {time.perf_counter() - start:.1f} |", flush=True)
+        call = {"device": "cpu", "workers": min(8, os.cpu_count()), "batch_size": 32}
+        run = evaluate.load_run(out / "best.pt", call)
+        videos = data.list_videos("ff++", root, "c23", "test")
+        start = time.perf_counter()
+        evaluate.predict(run, videos, limit=2, keep=("masks", "marks"))
+        print(f"| ... of which scoring | {time.perf_counter() - start:.1f} |")
 
 
 def timm_row(args):
@@ -281,19 +353,20 @@ def main():
     parser.add_argument("--size", type=int, default=299, help="default %(default)s")
     parser.add_argument("--width", type=float, default=1.0, help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="samples, default %(default)s")
+    parser.add_argument("--start", action="store_true", help="measure the start on FF++'s size")
     args = parser.parse_args()
     name = platform.processor() or platform.machine()
     if args.device == "cuda":
         name = torch.cuda.get_device_name()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, width "
           f"{args.width}, {time.strftime('%Y-%m-%d')}\n")
-    try:
-        print_schedule(network_rows(args), args)
-    except torch.OutOfMemoryError:
-        data.stop(f"the GPU's memory is full at --batch-size {args.batch_size}: choose less")
+    if args.start:
+        starting_rows()
+        return
+    print_schedule(network_rows(args), args)
     timm_row(args)
     loading_rows(args)
 
 
 if __name__ == "__main__":
-    data.run(main, "run it again")
+    main()

@@ -55,7 +55,8 @@ def tiny_tree(tmp_path):
 @pytest.fixture
 def masked_tree(tiny_tree):
     """tiny_tree with the SSIM masks of its fakes."""
-    masks.write_masks("ff++", tiny_tree, "ssim", workers=1)
+    for split in data.SPLITS:
+        masks.write_masks(data.list_videos("ff++", tiny_tree, "c23", split), workers=1)
     return tiny_tree
 
 

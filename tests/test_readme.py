@@ -1,4 +1,4 @@
-"""The project as a text: equations can be found, commands explain themselves."""
+"""The project is also a text: every equation can be found, and every command explains itself."""
 
 import importlib
 import re
@@ -10,7 +10,7 @@ from conftest import ROOT
 
 @pytest.mark.parametrize("number", range(1, 20))
 def test_every_equation_stands_at_a_line_of_code_and_in_a_test(number):
-    """grep -n "Eq. (13)" *.py tests/*.py shows where it is computed and where it is tested."""
+    """README promises that grep shows where an equation is computed and where it is tested."""
     tag = f"Eq. ({number})"
     lines = []
     for script in ("model.py", "losses.py"):
