@@ -422,9 +422,12 @@ def result_tables(results):
     for rows in (results, by_method):
         for columns in (DECISION, MAP):
             with_map = [row for row in rows if columns is DECISION or row["iou"] is not None]
-            lines = [[row["test"], *(row.get(key) for key in columns)] for row in with_map]
+            # Agreement is a number of whole test sets, not of a method.
+            keys = [key for key in columns if key in rows[0]]
+            lines = [[row["test"], *(row[key] for key in keys)] for row in with_map]
             if lines:
-                texts.append(markdown([["test set", *columns.values()], *lines]))
+                titles = [columns[key] for key in keys]
+                texts.append(markdown([["test set", *titles], *lines]))
         if rows is results and results[0]["iou"] is not None:
             texts.append("Constant masks, one for each method, are fitted to the test frames "
                          "themselves: what a map can reach\nwithout looking at the picture. "
@@ -899,6 +902,8 @@ def parse_arguments(argv=None):
         parser.error("--figures needs ff++ or demo first in --data: real and fake frames in pairs")
     if args.root and len(args.root) != len(args.data):
         parser.error(f"give one --root for each --data: {len(args.data)}, not {len(args.root)}")
+    if len(set(args.data)) < len(args.data) or len(set(args.quality)) < len(args.quality):
+        parser.error("name each of --data and --quality once")
     for path in [*args.checkpoint, *(args.tables or []), *(args.image or []),
                  *filter(None, [args.video])]:
         if not Path(path).is_file():
@@ -922,8 +927,6 @@ def find_tests(args, mask):
                 name += f", {args.frames} frames a video"
             if args.mask:
                 name += f", {args.mask} masks"
-            if args.data.count(dataset) > 1:
-                name += f", {root}"
             videos = data.require_videos(dataset, root, quality, args.split, mask)
             tests.append(TestSet(name, dataset, quality, videos, args.frames))
     data.look_at_first_frames([video for test in tests for video in test.videos], args.workers)
@@ -957,9 +960,10 @@ def main():
         return
     call = {"device": args.device, "workers": args.workers, "batch_size": args.batch_size}
     runs = [load_run(path, call) for path in args.checkpoint]
-    if len({run.name for run in runs}) < len(runs):         # the folders tell them apart
-        runs = [run._replace(name=f"{run.name}, {Path(path).absolute().parent.name}")
-                for run, path in zip(runs, args.checkpoint)]
+    if len({run.name for run in runs}) < len(runs):         # the files tell them apart
+        folders = [Path(path).absolute().parent.name for path in args.checkpoint]
+        labels = folders if len(set(folders)) == len(runs) else args.checkpoint
+        runs = [run._replace(name=f"{run.name}, {label}") for run, label in zip(runs, labels)]
     folder = Path(args.figures or Path(args.checkpoint[0]).parent)
     folder.mkdir(parents=True, exist_ok=True)
     if args.image or args.video:

@@ -601,6 +601,9 @@ def parse_arguments(argv=None):
     for name, value in defaults.items():
         if settings.get(name) is None:
             settings[name] = value
+    if settings["methods"]:                     # in one order, and None if it is all of them
+        chosen = [method for method in data.METHODS if method in settings["methods"]]
+        settings["methods"] = chosen if len(chosen) < len(data.METHODS) else None
     settings["transformer"] = VARIANTS[settings["variant"]].transformer
     settings["root"] = settings["root"] or data.ROOTS[settings["data"]]
     settings["out"] = settings["out"] or f"runs/{run_name(settings)}"
@@ -639,7 +642,7 @@ def check_settings(settings, error):
     source = settings["pretrained"]
     if source not in ("none", "imagenet") and not Path(source).is_file():
         error(f"there is no file {source}; --pretrained takes imagenet, none or a file")
-    if settings["num_classes"] == 5 and len(set(settings["methods"] or data.METHODS)) < 4:
+    if settings["num_classes"] == 5 and settings["methods"]:
         error("--num-classes 5 needs all four methods")
     if min(settings["iterations"]) < 0 or sum(stage_iterations(settings)) == 0:
         error("--iterations must not be negative, and not all 0")

@@ -135,7 +135,7 @@ def test_settings_that_differ_have_another_folder():
     assert train.parse_arguments(["--data", "demo"])["out"] == "runs/demo"
     flags = "--data ff++ --quality c40 --variant G --methods FaceSwap Deepfakes --seed 3"
     named = train.parse_arguments(flags.split())["out"]
-    assert named == "runs/ff++-c40-lisiam-G-FaceSwap-Deepfakes-seed3"
+    assert named == "runs/ff++-c40-lisiam-G-Deepfakes-FaceSwap-seed3"
 
 
 def test_poly_rate_by_hand_and_its_end():
