@@ -354,7 +354,10 @@ def evaluate(run, test, operation=None, strength=None, reference=None):
         if row["iou_by_threshold"] and result["threshold"]:
             row["iou_val"] = row["iou_by_threshold"][round(20 * result["threshold"]) - 1]
     result["agreement"] = agreement(found, reference) if reference else None
-    result["intervals"] = intervals(found["is_fake"].astype(int), found["score"], found["video"])
+    result["intervals"] = {}
+    if operation is None:                       # a sweep has too many points for bootstrapping
+        labels = found["is_fake"].astype(int)
+        result["intervals"] = intervals(labels, found["score"], found["video"])
     del found["masks"]                          # hundreds of megabytes on FF++
     return result, found
 
@@ -417,9 +420,10 @@ def trained_on(settings):
 def result_tables(results):
     """Results of evaluate -> tables of the decision and of the map, by method, and intervals."""
     by_method = [{"test": f"{result['test']}: {method}", **row}
-                 for result in results for method, row in result["methods"].items()]
+                 for result in results if result["operation"] is None       # not of a sweep
+                 for method, row in result["methods"].items()]
     texts = []
-    for rows in (results, by_method):
+    for rows in filter(None, (results, by_method)):
         for columns in (DECISION, MAP):
             with_map = [row for row in rows if columns is DECISION or row["iou"] is not None]
             # Agreement is a number of whole test sets, not of a method.

@@ -436,7 +436,8 @@ def test_json_and_csv_survive_a_test_set_that_breaks(masked_tree, tmp_path, monk
 def result_of(**numbers):
     """A result of evaluate, every number 0.5 but those given."""
     row = dict.fromkeys([*evaluate.DECISION, *evaluate.MAP], 0.5)
-    return {"test": "ff++ c23 test", **row, "methods": {}, "intervals": {}, **numbers}
+    return {"test": "ff++ c23 test", "operation": None, **row, "methods": {}, "intervals": {},
+            **numbers}
 
 
 def cells_of(table):
@@ -465,6 +466,8 @@ def test_a_result_is_shown_in_tables_of_the_decision_and_of_the_map():
     assert cells_of(decision_by_method)[1][0][:3] == ["ff++ c23 test: FaceSwap", "12", "0.250"]
     assert cells_of(maps_by_method)[1][0][:2] == ["ff++ c23 test: FaceSwap", "0.310"]
     assert "AUC frame 0.912 to 0.934" in spans
+    of_a_sweep = evaluate.result_tables([{**result, "operation": "JPEG quality"}])
+    assert "FaceSwap" in texts[3] and "FaceSwap" not in of_a_sweep      # 18 points times 4 methods
 
 
 def write_report(path, result, **changes):
