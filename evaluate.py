@@ -19,7 +19,6 @@ FF++'s test set has four fakes for each real video, so the answer "all fake" has
 import argparse
 import collections
 import csv
-import functools
 import io
 import json
 import os
@@ -187,76 +186,78 @@ def map_numbers(counts):
     return iou, above[:, :, MIDDLE].sum(dim=1) / pixels
 
 
+# What predict finds is a dictionary of NumPy arrays over n frames:
+#   index (n,)       place among all frames of the test set; video (n,) index into its videos
+#   has_mask (n,)    bool; names is a list of (data set, method, video's id, file name)
+#   score (n,)       P(fake)
+#   iou (n, 19), marked (n,)          of the map, see map_numbers
+#   counts (videos, 2, STEPS)         count_pixels of a video's frames that have a mask
+#   masks (n, P) bool                 on a grid of about 100 x 100 pixels
+#   marks (n, P / 8) uint8            where the map is 0.5 or more, 8 pixels to a byte
+# The baseline has no map, so iou, marked and marks are missing.
 @torch.inference_mode()
-def predict(run, videos, limit=None, degradation=None, title="frames", keep=(), share=(0, 1)):
-    """The frames of the videos through Eq. (1). The network is in eval mode afterwards.
+def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
+    """The frames of a TestSet through Eq. (1). The network is in eval mode afterwards.
 
-    limit, degradation: see data.TestFrames. share=(rank, world): every world-th frame from rank on,
-    for several processes. Returns NumPy arrays over the n frames:
-      index (n,) place among all frames; video (n,) index into videos; is_fake, has_mask (n,) bool
-      names, a list of (data set, method, video's id, file name)
-      score (n,) P(fake)
-      iou (n, 19), marked (n,) of the map, see map_numbers; counts (videos, 2, STEPS), the
-      count_pixels of a video's frames that have a mask. The baseline has no map and none of these.
-    keep: "masks" (n, P) bool, the masks on a grid of about 100 x 100 pixels; "marks" (n, P / 8)
-    uint8, where the map is 0.5 or more on the same grid, 8 pixels to a byte.
+    operation: see data.TestFrames. keep_pixels: whether to keep masks and marks. share=(rank,
+    world): every world-th frame from rank on, for several processes.
     """
     size, device = run.trained["size"], run.call["device"]
-    grid = max(1, size // 75)
-    frames = data.TestFrames(videos, size, limit, degradation)
+    frames = data.TestFrames(test.videos, size, test.limit, operation)
     index = range(share[0], len(frames), share[1])
     loader = torch.utils.data.DataLoader(
         torch.utils.data.Subset(frames, index), run.call["batch_size"],
         num_workers=run.call["workers"], pin_memory=device == "cuda", generator=torch.Generator())
-    counts = torch.zeros(len(videos), 2, STEPS, dtype=torch.int64, device=device)
+    counts = torch.zeros(len(test.videos), 2, STEPS, dtype=torch.int64, device=device)
     found = collections.defaultdict(list)
+    grid = slice(None, None, max(1, size // 75))
     run.net.eval()
     # What is kept here is a new tensor. One from a loading process would keep a file open.
-    for batch in tqdm(loader, title, leave=False, disable=share[0] > 0):
+    for batch in tqdm(loader, test.name, leave=False, disable=share[0] > 0):
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         score, probs = scores_and_maps(run.net, batch["image"])
         found["score"].append(score)
-        if "masks" in keep:
-            found["masks"].append(batch["mask"][:, ::grid, ::grid].flatten(1).bool())
+        if keep_pixels:
+            found["masks"].append(batch["mask"][:, grid, grid].flatten(1).bool())
         if probs is None:                       # the baseline
             continue
-        if "marks" in keep:
-            found["marks"].append((probs >= 0.5)[:, ::grid, ::grid].flatten(1))
+        if keep_pixels:
+            found["marks"].append((probs >= 0.5)[:, grid, grid].flatten(1))
         pixels = count_pixels(probs, batch["mask"])
-        for name, numbers in zip(("iou", "marked"), map_numbers(pixels)):
-            found[name].append(numbers)
+        iou, marked = map_numbers(pixels)
+        found["iou"].append(iou)
+        found["marked"].append(marked)
         pixels[~batch["has_mask"]] = 0
         counts.index_add_(0, batch["video"], pixels)
     # Nothing was copied back until here, so the loop never waited for a GPU.
     arrays = {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
-    if "marks" in arrays:
-        arrays["marks"] = np.packbits(arrays["marks"], axis=1)
     if not np.isfinite(arrays.get("score", 0)).all():
         sys.exit("the scores are not finite: weights or BatchNorm statistics are damaged")
+    if "marks" in arrays:
+        arrays["marks"] = np.packbits(arrays["marks"], axis=1)
     items = [frames.items[place] for place in index]
-    return {
-        **arrays,
-        "counts": counts.cpu().numpy(),
-        "index": np.array(index),
-        "video": np.array([video for video, _, _ in items]),
-        "has_mask": np.array([mask is not None for _, _, mask in items]),
-        "is_fake": np.array([videos[video].label == 1 for video, _, _ in items]),
-        "names": [(*videos[video].key, frame.name) for video, frame, _ in items],
-    }
+    return {**arrays, "counts": counts.cpu().numpy(), "index": np.array(index),
+            "video": np.array([video for video, _, _ in items]),
+            "has_mask": np.array([mask is not None for _, _, mask in items]),
+            "names": [(*test.videos[video].key, frame.name) for video, frame, _ in items]}
 
 
-def summarize(found, videos, method=None):
-    """The numbers of a row: all videos, or one method's fakes against all real ones; None = n/a."""
+def summarize(found, videos, method=None, threshold=None):
+    """The numbers of a row: all videos, or one method's fakes against all real ones; None = n/a.
+
+    found: of predict. threshold: of the map, for iou_val; None if it was not chosen on val.
+    """
     labels = np.array([video.label for video in videos])
     wanted = np.array([video.label == 0 or method in (None, video.method) for video in videos])
     frames = wanted[found["video"]]                             # (n,) bool
-    is_fake = labels[found["video"]] == 1                       # (n,) bool, as frames
+    is_fake = labels[found["video"]] == 1                       # (n,) bool
     scores = found["score"][frames]                             # (m,) of the wanted frames
     video = found["video"][frames]
     means, indices = video_scores(scores, video)
     row = {
         "videos": len(indices), "real_videos": int((labels[indices] == 0).sum()),
         "frames": len(scores), "real_frames": int((frames & ~is_fake).sum()),
+        "masked_frames": int((frames & found["has_mask"]).sum()),
     }
     levels = {"frame": (labels[video], scores), "video": (labels[indices], means)}
     for level, (truth, score) in levels.items():
@@ -264,11 +265,12 @@ def summarize(found, videos, method=None):
         row[f"{level}_auc"] = auc(truth, score)
         row[f"{level}_acc_real"] = accuracy(truth, score, of=0)
         row[f"{level}_acc_fake"] = accuracy(truth, score, of=1)
-    row["masked_frames"] = int((frames & found["has_mask"]).sum())
-    row.update(dict.fromkeys(("iou", "iou_by_threshold", "marked_real", "pixel_auc")))
+    row.update(dict.fromkeys(("iou", "iou_val", "iou_by_threshold", "marked_real", "pixel_auc")))
     if "iou" in found:                          # the baseline has no map
-        row["iou_by_threshold"] = [mean_or_none(column) for column in found["iou"][frames].T]
-        row["iou"] = row["iou_by_threshold"][MIDDLE]
+        ious = [mean_or_none(column) for column in found["iou"][frames].T]      # at THRESHOLDS
+        row["iou_by_threshold"] = ious
+        row["iou"] = ious[MIDDLE]
+        row["iou_val"] = ious[round(20 * threshold) - 1] if threshold else None
         row["marked_real"] = mean_or_none(found["marked"][frames & ~is_fake])
         row["pixel_auc"] = auc_of_counts(*found["counts"][wanted].sum(axis=0))      # (2, STEPS)
     return row
@@ -309,15 +311,15 @@ def constant_mask(forged):
             "pixel_auc_constant": auc_of_counts(pixels * (1 - shares), pixels * shares)}
 
 
-def agreement(found, reference):
+def agreement(found, reference, is_fake):
     """Mean IoU of what two predictions of the same fake frames mark; None if the frames differ.
 
-    found, reference: of predict with keep=("marks",). A frame in which neither marks anything does
-    not count.
+    found, reference: of predict with keep_pixels; is_fake (n,) bool. A frame in which neither marks
+    anything does not count.
     """
     if "marks" not in found or found["names"] != reference["names"]:
         return None
-    first, second = (each["marks"][each["is_fake"]] for each in (found, reference))
+    first, second = found["marks"][is_fake], reference["marks"][is_fake]
     both = np.bitwise_count(first & second).sum(axis=1)         # (fakes,) pixels
     union = np.bitwise_count(first | second).sum(axis=1)
     return mean_or_none(both[union > 0] / union[union > 0])
@@ -329,41 +331,30 @@ def evaluate(run, test, operation=None, strength=None, reference=None):
     operation, strength: a data.Operation that degrades each frame first. reference: what an earlier
     call found; its maps are compared with these.
     """
-    name = test.name
-    degradation = None
     if operation:
-        name = f"{name}, {operation.name} {strength:.3g}"
-        # Not a lambda, because loading processes may have to unpickle it.
-        degradation = functools.partial(apply_operation, operation.function, strength)
-    found = predict(run, test.videos, test.limit, degradation, name, keep=("masks", "marks"))
+        test = test._replace(name=f"{test.name}, {operation.name} {strength:.3g}")
+    found = predict(run, test, operation and (operation.function, strength), keep_pixels=True)
+    threshold = run.trained["threshold"]        # that fitted the val masks best
     result = {
-        "test": name, "data": test.data, "quality": test.quality,
+        "test": test.name, "data": test.data, "quality": test.quality,
         "operation": operation.name if operation else None, "strength": strength,
-        "threshold": run.trained["threshold"], **summarize(found, test.videos), "methods": {},
+        "threshold": threshold, **summarize(found, test.videos, threshold=threshold),
+        "methods": {}, "intervals": {}, "agreement": None,
     }
     methods = np.array([video.method for video in test.videos])[found["video"]]     # (n,)
-    for method in dict.fromkeys(video.method for video in test.videos if video.label):
-        row = summarize(found, test.videos, method)
-        row.update(constant_mask(found["masks"][methods == method]))
-        result["methods"][method] = row
-    rows = result["methods"].values()
+    is_fake = ~np.isin(methods, data.REAL)                                          # (n,)
+    for method in dict.fromkeys(methods[is_fake].tolist()):
+        result["methods"][method] = {
+            **summarize(found, test.videos, method, threshold),
+            **constant_mask(found["masks"][methods == method])}
     for column in ("iou_constant", "pixel_auc_constant"):
-        result[column] = mean_or_none([row[column] for row in rows])
-    for row in (result, *rows):                 # at the threshold that fitted the val masks best
-        row["iou_val"] = None
-        if row["iou_by_threshold"] and result["threshold"]:
-            row["iou_val"] = row["iou_by_threshold"][round(20 * result["threshold"]) - 1]
-    result["agreement"] = agreement(found, reference) if reference else None
-    result["intervals"] = {}
+        result[column] = mean_or_none([row[column] for row in result["methods"].values()])
+    if reference:
+        result["agreement"] = agreement(found, reference, is_fake)
     if operation is None:                       # a sweep has too many points for bootstrapping
-        labels = found["is_fake"].astype(int)
-        result["intervals"] = intervals(labels, found["score"], found["video"])
+        result["intervals"] = intervals(is_fake.astype(int), found["score"], found["video"])
     del found["masks"]                          # hundreds of megabytes on FF++
     return result, found
-
-
-def apply_operation(function, strength, image):
-    return function(image, strength)
 
 
 # ---------------------------------------------------------------- tables
@@ -377,8 +368,8 @@ MAP = {
     "pixel_auc": "AUC pixel", "pixel_auc_constant": "constant masks",
     "marked_real": "marked in reals", "agreement": "agreement",
 }
-COMPARED = ("frame_acc", "frame_auc", "video_acc", "video_auc", "iou", "iou_val", "iou_constant",
-            "pixel_auc", "marked_real", "agreement")             # the columns of --tables
+COMPARED = ("frame_acc frame_auc video_acc video_auc iou iou_val iou_constant pixel_auc "
+            "marked_real agreement").split()                    # the columns of --tables
 
 
 def show(value):
@@ -423,20 +414,17 @@ def result_tables(results):
                  for result in results if result["operation"] is None       # not of a sweep
                  for method, row in result["methods"].items()]
     texts = []
-    for rows in filter(None, (results, by_method)):
+    for rows in (results, by_method):
         for columns in (DECISION, MAP):
-            with_map = [row for row in rows if columns is DECISION or row["iou"] is not None]
-            # Agreement is a number of whole test sets, not of a method.
-            keys = [key for key in columns if key in rows[0]]
-            lines = [[row["test"], *(row[key] for key in keys)] for row in with_map]
+            shown = [row for row in rows if columns is DECISION or row["iou"] is not None]
+            keys = [key for key in columns if shown and key in shown[0]]    # methods: no agreement
+            lines = [[row["test"], *(row[key] for key in keys)] for row in shown]
             if lines:
-                titles = [columns[key] for key in keys]
-                texts.append(markdown([["test set", *titles], *lines]))
-        if rows is results and results[0]["iou"] is not None:
-            texts.append("Constant masks, one for each method, are fitted to the test frames "
-                         "themselves: what a map can reach\nwithout looking at the picture. "
-                         "Agreement is the IoU with the map of the same frame in the quality of "
-                         "the training,\nand in a sweep with that of the frame as it is.")
+                texts.append(markdown([["test set", *(columns[key] for key in keys)], *lines]))
+    if results[0]["iou"] is not None:
+        texts.append("Constant masks, one for each method, are fitted to the test frames: what a "
+                     "map can reach without\nlooking at the picture. Agreement: IoU with the map "
+                     "of the same frame in the training's quality,\nin a sweep undegraded.")
     for result in results:
         if result["intervals"]:
             spans = [f"{DECISION[column]} {low:.3f} to {high:.3f}"
@@ -480,13 +468,15 @@ def tables(paths):
 
 
 def frame_lines(checkpoint, test, found):
-    """Lines of --csv: one for each frame of a test set."""
+    """Lines of --csv: one for each frame of a test set. iou is empty where there is none."""
     lines = []
     for row, (dataset, method, id, frame) in enumerate(found["names"]):
+        label = int(method not in data.REAL)
+        score = found["score"][row]
         iou = found["iou"][row, MIDDLE] if "iou" in found else np.nan
-        lines.append((checkpoint, dataset, test.quality or "", method, id, frame,
-                      int(found["is_fake"][row]), found["score"][row],
-                      "" if np.isnan(iou) else iou))
+        iou = "" if np.isnan(iou) else iou
+        quality = test.quality or ""
+        lines.append((checkpoint, dataset, quality, method, id, frame, label, score, iou))
     return lines
 
 
@@ -563,21 +553,18 @@ def sweep_plot(title, sweeps, path):
     figure = matplotlib_figure(18, 4.5)
     if figure is None:
         return
-    all_axes = figure.subplots(1, len(data.OPERATIONS))
-    for axes, operation in zip(all_axes, data.OPERATIONS):
+    for axes, operation in zip(figure.subplots(1, len(data.OPERATIONS)), data.OPERATIONS):
         axes.axvspan(*operation.drawn, color="0.92", label="range drawn in training")
         for color, (name, results) in enumerate(sweeps.items()):
             points = [result for result in results if result["operation"] == operation.name]
             for column, style in (("frame_auc", "-"), ("iou", "--")):
-                values = [point[column] for point in points]
-                if None not in values:          # the baseline has no IoU
-                    axes.plot([point["strength"] for point in points], values, style,
+                if points[0][column] is not None:           # the baseline has no IoU
+                    axes.plot(operation.sweep, [point[column] for point in points], style,
                               color=f"C{color}", label=f"{name}: {column}")
-        # Worse to the right.
-        axes.set(title=operation.name, ylim=(0, 1.02), xlim=(operation.sweep[0],
-        operation.sweep[-1]))
+        worse_to_the_right = (operation.sweep[0], operation.sweep[-1])
+        axes.set(title=operation.name, ylim=(0, 1.02), xlim=worse_to_the_right)
     figure.suptitle(title)
-    all_axes[0].legend(fontsize="small")
+    figure.axes[0].legend(fontsize="small")
     save_figure(figure, path)
 
 
@@ -614,14 +601,11 @@ def heat_colour(face, heat):
 
 
 # ---------------------------------------------------------------- Figures 3 to 8
-SHORT = {"Deepfakes": "DF", "FaceSwap": "FS", "Face2Face": "F2F", "NeuralTextures": "NT"}
-
-
 def examples(videos, number=0):
     """The middle frame of a real face, of its fakes' source, and of the fakes made from it.
 
-    Returns {"target", "source": face}, {"DF", "FS", ...: (fake, real)}, all (H, W, 3) uint8 as they
-    are on disk. number counts real videos that have fakes; {}, {} if there are fewer.
+    Returns {"target", "source": face}, {method: (fake, real)}, all (H, W, 3) uint8 as they are on
+    disk. number counts real videos that have fakes; {}, {} if there are fewer.
     """
     middle = {(video.method, video.id): video.frames[len(video.frames) // 2] for video in videos}
     fakes = {key: frame for key, frame in middle.items()
@@ -632,8 +616,8 @@ def examples(videos, number=0):
     pairs = {}
     for (method, pair_id), frame in fakes.items():
         if pair_id == ids[number]:
-            pairs[SHORT[method]] = [np.asarray(data.read_image(path))
-                                    for path in (frame, data.twin_path(frame))]
+            pairs[method] = [np.asarray(data.read_image(path))
+                             for path in (frame, data.twin_path(frame))]
     people = {"target": next(iter(pairs.values()))[1]}
     source = ("real", ids[number].split("_")[1])
     if source in middle:
@@ -643,12 +627,10 @@ def examples(videos, number=0):
 
 def figure_3(fakes):
     """Fig. 3: for each method the fake, its DIFF mask, its SSIM map and its SSIM mask."""
-    rows = {}
-    for name, (fake, real) in fakes.items():
-        rows[name] = {"fake": fake, "DIFF mask": masks.diff_mask(real, fake),
-                      "SSIM map": masks.ssim_map(real, fake) / 255,
-                      "SSIM mask": masks.ssim_mask(real, fake)}
-    return rows
+    return {name: {"fake": fake, "DIFF mask": masks.diff_mask(real, fake),
+                   "SSIM map": masks.ssim_map(real, fake) / 255,
+                   "SSIM mask": masks.ssim_mask(real, fake)}
+            for name, (fake, real) in fakes.items()}
 
 
 def figure_4(fakes):
@@ -657,30 +639,31 @@ def figure_4(fakes):
     READING Fig. 4: the paper does not name the strengths. We take the strongest that training
     draws.
     """
+    strongest = {"R": min, "C": min, "G": max}  # the smallest fraction and quality, the most blur
     operations = {operation.letter: operation for operation in data.OPERATIONS}
-    short, (fake, real) = next(iter(fakes.items()))
-    rows = {"real": {"original": real}, short: {"original": fake}}
+    method, (fake, real) = next(iter(fakes.items()))
+    rows = {"real": {"original": real}, method: {"original": fake}}
     for row in rows.values():
         for column in ("R", "C", "G", "R&C", "R&G", "C&G", "R&C&G"):
             image = Image.fromarray(row["original"])
             for letter in column.split("&"):
                 operation = operations[letter]
-                grows = operation.sweep[0] < operation.sweep[-1]
-                image = operation.function(image, operation.drawn[1 if grows else 0])
+                image = operation.function(image, strongest[letter](operation.drawn))
             row[column] = np.asarray(image)
     return rows
 
 
-def pooled_features(run, videos, limit):
-    """What the last layers read of n frames: (n, C) float32, and the index (n,) of their videos.
+def pooled_features(run, test):
+    """What the last layers read of n frames: (n, C) float32, and the method of each frame (n,).
 
     LiSiam: Z after pooling; the baseline: its last feature map after pooling.
     """
     pooled = []                                 # (B, C) of each batch
     last_layers = run.net.fc if isinstance(run.net, XceptionClassifier) else run.net.f_mlp.f_mlp
     with last_layers.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0])):
-        found = predict(run, videos, limit, title="t-SNE")
-    return torch.cat(pooled).float().cpu().numpy(), found["video"]
+        found = predict(run, test)
+    methods = np.array([method for _, method, _, _ in found["names"]])
+    return torch.cat(pooled).float().cpu().numpy(), methods
 
 
 def figure_5(runs, tests, path):
@@ -702,14 +685,13 @@ def figure_5(runs, tests, path):
     grid = figure.subplots(len(runs), len(tests), squeeze=False)
     for row, run in zip(grid, runs):
         for axes, test in zip(row, tests):
-            features, video = pooled_features(run, test.videos, limit=4)
+            features, methods = pooled_features(run, test._replace(limit=4))
             tsne = TSNE(init="pca", random_state=0, perplexity=min(30, (len(features) - 1) / 3))
             points = tsne.fit_transform(features)
-            method = np.array([test.videos[index].method for index in video])
-            for which, colour in colours.items():
-                axes.scatter(*points[method == which].T, s=6, c=colour, label=which)
-            axes.set(title=f"{run.name}: {run.trained['quality']}-{test.quality}", xticks=[],
-                     yticks=[])
+            for method, colour in colours.items():
+                axes.scatter(*points[methods == method].T, s=6, c=colour, label=method)
+            title = f"{run.name}: {run.trained['quality']}-{test.quality}"
+            axes.set(title=title, xticks=[], yticks=[])
     grid[0][0].legend()
     save_figure(figure, path)
 
@@ -721,13 +703,11 @@ def figure_6(runs, tests):
     READING Fig. 6: the paper does not name the threshold of the mask. We take 0.5.
     """
     people, fakes = examples(tests[0].videos)
-    blank = {name: np.zeros(face.shape[:2]) for name, face in people.items()}
-    rows = {
-        "SSIM map": {**blank, **{name: masks.ssim_map(real, fake) / 255
-                                 for name, (fake, real) in fakes.items()}},
-        "SSIM mask": {**blank, **{name: masks.ssim_mask(real, fake)
-                                  for name, (fake, real) in fakes.items()}},
-    }
+    rows = {"SSIM map": {name: np.zeros(face.shape[:2]) for name, face in people.items()}}
+    rows["SSIM mask"] = dict(rows["SSIM map"])  # nothing is forged in target and source
+    for name, (fake, real) in fakes.items():
+        rows["SSIM map"][name] = masks.ssim_map(real, fake) / 255
+        rows["SSIM mask"][name] = masks.ssim_mask(real, fake)
     for test in tests:
         people, fakes = examples(test.videos)
         faces = {**people, **{name: fake for name, (fake, _) in fakes.items()}}
@@ -766,23 +746,19 @@ def draw_figures(runs, tests, folder):
     _, fakes = examples(tests[0].videos)
     if not fakes:
         sys.exit(f"Figs. 3 to 8 need a fake video with its real video, and {where} has none")
-    figures = {
-        "fig3_masks": ("Fig. 3: masks", figure_3(fakes)),
-        "fig4_degradations": ("Fig. 4: R resized, C JPEG, G blurred, each at its strongest",
-                              figure_4(fakes)),
-    }
+    figures = {"Fig. 3 masks": figure_3(fakes), "Fig. 4 degradations": figure_4(fakes)}
     if runs:                                    # 3 and 4 need no network
         _, second = examples(tests[0].videos, number=1)
         two = {**fakes, **{f"{name} (2)": pair for name, pair in second.items()}}
         across = {f"{name} {test.quality}": pair for test in tests
                   for name, pair in examples(test.videos)[1].items()}
-        figures["fig6_segmentation"] = ("Fig. 6: segmentation", figure_6(runs, tests))
-        figures["fig7_gradcam"] = ("Fig. 7: Grad-CAM", figures_7_and_8(runs, two))
-        figures["fig8_gradcam_quality"] = ("Fig. 8: Grad-CAM across qualities",
-                                           figures_7_and_8(runs, across))
-    for name, (title, rows) in figures.items():
-        draw_grid(f"{title}; {where}", rows, folder / f"{name}.png")
-        print(f"drawn: {folder / name}.png")
+        figures["Fig. 6 segmentation"] = figure_6(runs, tests)
+        figures["Fig. 7 gradcam"] = figures_7_and_8(runs, two)
+        figures["Fig. 8 gradcam quality"] = figures_7_and_8(runs, across)
+    for name, rows in figures.items():
+        file = name.lower().replace(". ", "").replace(" ", "_")         # fig3_masks
+        draw_grid(f"{name}; {where}", rows, folder / f"{file}.png")
+        print(f"drawn: {folder / file}.png")
     if runs:
         figure_5(runs, tests, folder / "fig5_tsne.png")
 
@@ -816,11 +792,9 @@ def report_face(run, name, frames, boxes, path):
     scores, maps = judge(run, crops)
     worst = int(np.argmax(scores))
     x, y, side = boxes[worst]
-    print(f"{name}: P(fake) {np.mean(scores):.3f}", end="")
-    if len(frames) > 1:
-        print(f", the mean of {len(frames)} frames ({min(scores):.3f} to {max(scores):.3f}); the "
-              "most suspicious has its face", end="")
-    print(f" at x {x}, y {y}, side {side}")
+    print(f"{name}: P(fake) {np.mean(scores):.3f}, the mean of {len(frames)} frames "
+          f"({min(scores):.3f} to {max(scores):.3f}); the most suspicious has its face at x {x}, "
+          f"y {y}, side {side}")
     if maps[worst] is not None:
         frame = Image.fromarray(frames[worst])
         strength = to_image(0.63 * maps[worst]).convert("L").resize((side, side))
@@ -852,13 +826,14 @@ def report_faces(run, args, folder):
     detect = None if args.crop == "none" else data.load_detector()
     problems = []
     for name in args.image or [args.video]:
+        path = Path(name).absolute()
         try:
             frames, boxes = frames_and_boxes(name, args, detect)
         except ValueError as error:
             problems.append(str(error))
-            continue
-        path = Path(name).absolute()
-        report_face(run, name, frames, boxes, folder / f"{path.parent.name}_{path.name}_map.png")
+        else:
+            report_face(run, name, frames, boxes,
+                        folder / f"{path.parent.name}_{path.name}_map.png")
     print("A score is not a proof. It says how much a face resembles the fakes that this network "
           f"was trained on ({trained_on(run.trained)}).")
     if problems:
@@ -898,18 +873,14 @@ def parse_arguments(argv=None):
         parser.error("--frames must be at least 1, and for a --video at most 500")
     if not (args.checkpoint or args.tables or args.figures) or (args.sweep and not args.checkpoint):
         parser.error("--checkpoint FILE is missing")
-    if args.image and args.video:
-        parser.error("give --image or --video, not both")
-    if (args.image or args.video) and len(args.checkpoint) != 1:
-        parser.error("--image and --video take one --checkpoint")
+    if args.image and args.video or (args.image or args.video) and len(args.checkpoint) != 1:
+        parser.error("give --image or --video, not both, and one --checkpoint")
     if args.figures and args.data[0] not in data.TRAINABLE:
         parser.error("--figures needs ff++ or demo first in --data: real and fake frames in pairs")
     if args.root and len(args.root) != len(args.data):
         parser.error(f"give one --root for each --data: {len(args.data)}, not {len(args.root)}")
-    if len(set(args.data)) < len(args.data) or len(set(args.quality)) < len(args.quality):
-        parser.error("name each of --data and --quality once")
-    for path in [*args.checkpoint, *(args.tables or []), *(args.image or []),
-                 *filter(None, [args.video])]:
+    videos = [args.video] if args.video else []
+    for path in [*args.checkpoint, *(args.tables or []), *(args.image or []), *videos]:
         if not Path(path).is_file():
             parser.error(f"there is no file {path}")
     return args
@@ -937,24 +908,19 @@ def find_tests(args, mask):
     return tests
 
 
-def test_run(run, tests, save=lambda result, test, found: None):
-    """One network on several TestSets. Returns the results, and {test set's name: what was found}.
+def test_run(run, tests):
+    """One network on several TestSets: yields (test, result, what predict found) after each.
 
     The training quality is tested first. Its maps are the reference for the same frames in other
-    qualities. save is called after each test set.
+    qualities.
     """
-    results = []
-    all_found = {}
     references = {}                             # {data set: what was found}
     for test in sorted(tests, key=lambda test: test.quality != run.trained["quality"]):
         result, found = evaluate(run, test, reference=references.get(test.data))
         if test.quality == run.trained["quality"]:
             references[test.data] = found
-        results.append(result)
-        all_found[test.name] = found
         print(f"{run.name}, {test.name}: frame AUC {show(result['frame_auc'])}", flush=True)
-        save(result, test, found)
-    return results, all_found
+        yield test, result, found
 
 
 def main():
@@ -965,45 +931,38 @@ def main():
     call = {"device": args.device, "workers": args.workers, "batch_size": args.batch_size}
     runs = [load_run(path, call) for path in args.checkpoint]
     if len({run.name for run in runs}) < len(runs):         # the files tell them apart
-        folders = [Path(path).absolute().parent.name for path in args.checkpoint]
-        labels = folders if len(set(folders)) == len(runs) else args.checkpoint
-        runs = [run._replace(name=f"{run.name}, {label}") for run, label in zip(runs, labels)]
+        runs = [run._replace(name=f"{run.name}, {path}")
+                for run, path in zip(runs, args.checkpoint)]
     folder = Path(args.figures or Path(args.checkpoint[0]).parent)
     folder.mkdir(parents=True, exist_ok=True)
     if args.image or args.video:
         report_faces(runs[0], args, folder)
         return
 
-    # Networks that were trained with masks of one kind share their test sets. The baseline has no
-    # map, so it needs no masks.
-    kinds = []
-    for run in runs:
-        own = None if isinstance(run.net, XceptionClassifier) else run.trained["mask"]
-        kinds.append(args.mask or own)
-    tests_of = {kind: find_tests(args, kind) for kind in dict.fromkeys(kinds or ["ssim"])}
     report = [{"settings": run.trained, "results": []} for run in runs]
     lines = []                                  # of --csv
     sweeps = {}
-    for run, entry, kind, path in zip(runs, report, kinds, args.checkpoint):
-        tests = tests_of[kind]
-
-        def save(result, test, found):
-            entry["results"].append(result)
-            lines.extend(frame_lines(path, test, found))
-            save_results(args, report, lines)
-
+    for run, entry, path in zip(runs, report, args.checkpoint):
+        # The baseline has no map, so it needs no masks.
+        own_mask = None if isinstance(run.net, XceptionClassifier) else run.trained["mask"]
+        tests = find_tests(args, args.mask or own_mask)
         print(f"{run.name}, trained on {trained_on(run.trained)} ({path})")
-        results, all_found = test_run(run, tests, save)
-        print(f"\n{result_tables(results)}\n")
+        for test, result, found in test_run(run, tests):
+            entry["results"].append(result)
+            lines += frame_lines(path, test, found)
+            save_results(args, report, lines)
+            if test is tests[0]:
+                first_found = found
+        print(f"\n{result_tables(entry['results'])}\n")
         if args.sweep:
-            sweeps[run.name] = sweep(run, tests[0], all_found[tests[0].name])
+            sweeps[run.name] = sweep(run, tests[0], first_found)
             entry["results"] += sweeps[run.name]
             save_results(args, report, lines)
             print(f"{result_tables(sweeps[run.name])}\n")
     if args.sweep:
-        sweep_plot(tests_of[kinds[0]][0].name, sweeps, folder / "sweep.png")
+        sweep_plot(tests[0].name, sweeps, folder / "sweep.png")
     if args.figures:
-        draw_figures(runs, next(iter(tests_of.values())), folder)
+        draw_figures(runs, tests if runs else find_tests(args, "ssim"), folder)
 
 
 if __name__ == "__main__":

@@ -97,17 +97,14 @@ def best_pair(video):
     return None
 
 
-def missing_names(pair, mask):
-    """The frames of a best_pair that have no mask yet: file names, sorted."""
+def missing_names(video, mask):
+    """File names of the frames for which a mask can still be written; [] for a real video."""
+    pair = best_pair(video) if video.label else None
+    if pair is None:
+        return []
     fake, real, _ = pair
     in_both = set(data.names(fake, ".png")) & set(data.names(real, ".png"))
     return sorted(in_both - set(data.names(data.mask_folder(fake, mask), ".png")))
-
-
-def is_incomplete(video, mask):
-    """Whether masks.py could still write a mask for this video."""
-    pair = best_pair(video) if video.label else None
-    return pair is not None and missing_names(pair, mask) != []
 
 
 def write_video_masks(video, mask):
@@ -117,13 +114,11 @@ def write_video_masks(video, mask):
         return []
     fake, real, quality = pair
     folder = data.mask_folder(fake, mask)
-    missing = missing_names(pair, mask)
     note = folder / "quality.txt"               # from which quality the masks beside it were made
-    made_from = note.read_text() if note.exists() else quality
-    if made_from == "c40" and quality != "c40":
+    if quality != "c40" and note.exists() and note.read_text() == "c40":
         return [f"{folder} was made from c40, but {quality} is there now; delete it, and run again"]
     problems = []
-    for name in missing:
+    for name in missing_names(video, mask):
         try:
             crops = [np.asarray(data.read_image(place / name)) for place in (real, fake)]
             image = Image.fromarray(255 * MASKS[mask](*crops))          # white = manipulated
@@ -151,7 +146,7 @@ def write_masks(videos, mask="ssim", workers=None):
               "them; cut c0 or c23 first if you have it")
     found = thread_map(functools.partial(write_video_masks, mask=mask), fakes,
                        max_workers=workers or None, desc=f"{mask} masks", leave=False)
-    problems = [sentence for sentences in found for sentence in sentences]
+    problems = sum(found, [])
     if problems:
         sys.exit("\n".join(problems))
 
@@ -171,14 +166,13 @@ def main():
     for quality in data.QUALITIES:
         for split in data.SPLITS:
             for video in data.list_videos(args.data, root, quality, split, args.mask):
-                if video.label:
+                if video.label and best_pair(video):
                     fakes.setdefault(video.key, video)
-    if not any(best_pair(video) for video in fakes.values()):
+    if not fakes:
         sys.exit(f"no fake video with its real video under {root}, but masks are made from both "
                  "(README, 'Prepare')")
     write_masks(fakes.values(), args.mask, args.workers)
-    done = sum(best_pair(video) is not None for video in fakes.values())
-    print(f"the masks of {done} fake videos are in "
+    print(f"the masks of {len(fakes)} fake videos are in "
           f"{root}/manipulated_sequences/*/masks_{args.mask}")
 
 

@@ -483,24 +483,20 @@ def load_xception_weights(network, source):
     else:
         weights = torch.load(source, map_location="cpu", weights_only=True)
     found = port_names(weights)
-    if isinstance(network, LiSiam):
-        trunk = {name: found[name] for name in network.backbone.state_dict() if name in found}
-        network.backbone.load_state_dict(trunk)                 # strict: names what is missing
-        return f"the trunk starts from {len(trunk)} tensors of {source}"
-    own = network.state_dict()
+    target = network.backbone if isinstance(network, LiSiam) else network
+    own = target.state_dict()
     taken = {}
     for name in own:
         port_name = name.removeprefix("backbone.")
         if port_name in found:
             taken[name] = found[port_name]
-    heads = {"fc.weight", "fc.bias"}
+    kept = {}
+    heads = own.keys() & {"fc.weight", "fc.bias"}               # of the baseline
     if any(name not in taken or taken[name].shape != own[name].shape for name in heads):
-        taken = {name: tensor for name, tensor in taken.items() if name not in heads}
-        own_head = {name: own[name] for name in heads}          # another number of classes
-        network.load_state_dict({**taken, **own_head})
-        return f"the baseline starts from {len(taken)} tensors of {source}; its head is random"
-    network.load_state_dict(taken)
-    return f"the baseline starts from {len(taken)} tensors of {source}"
+        kept = {name: own[name] for name in heads}              # another number of classes
+    target.load_state_dict({**taken, **kept})                   # strict: names what is missing
+    sentence = f"training starts from {len(taken.keys() - kept.keys())} tensors of {source}"
+    return f"{sentence}; its head is random" if kept else sentence
 
 
 def port_names(weights):

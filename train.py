@@ -288,7 +288,7 @@ def complete_data(settings, world):
     if not needs_masks(settings) or mask == "given":
         return
     videos = [video for split in data.SPLITS for video in list_split(settings, split)]
-    if world > 1 and any(masks.is_incomplete(video, mask) for video in videos):
+    if world > 1 and any(masks.missing_names(video, mask) for video in videos):
         sys.exit("masks are missing, and the other processes would wait too long for them; first "
                  f"run python masks.py --data {name} --root {root} --mask {mask}")
     masks.write_masks(videos, mask, settings["workers"] or 1)
@@ -372,11 +372,14 @@ class RunFolder:
         listed = [(video.key, [frame.name for frame, _ in pairs.samples[video.key]])
                   for video in pairs.videos]
         self.videos = hashlib.sha256(repr(listed).encode()).hexdigest()
-        self.seen = None
         if self.writes and self.last.exists() and not settings["resume"]:
             sys.exit(f"{self.folder} already holds a run: add --resume, or use another --out")
         if settings["resume"] and not self.last.exists():
             sys.exit(f"there is nothing to resume: no {self.last}; name a run by --out")
+        self.seen = self.time_of_last()
+
+    def time_of_last(self):
+        return self.last.stat().st_mtime_ns if self.last.exists() else None
 
     def begin(self, net):
         """Writes an empty log and last.pt of iteration 0, which makes the folder this run's."""
@@ -389,7 +392,6 @@ class RunFolder:
 
     def resume(self, net):
         """Loads last.pt if settings and videos are the same; forgets later lines of the log."""
-        self.seen = self.identity()
         checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
         now = {**self.settings, "training videos": self.videos}
         then = {**checkpoint["settings"], "training videos": checkpoint["videos"]}
@@ -405,13 +407,6 @@ class RunFolder:
             data.write_whole(self.folder / "log.jsonl", "".join(kept).encode())
         return checkpoint
 
-    def identity(self):
-        """Tells one last.pt from another."""
-        if not self.last.exists():
-            return None
-        status = self.last.stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
     def log(self, line):
         if self.writes:
             with open(self.folder / "log.jsonl", "a") as file:
@@ -420,14 +415,14 @@ class RunFolder:
     def save(self, name, net, iteration, **more):
         if not self.writes:
             return
-        if self.identity() != self.seen:
+        if self.time_of_last() != self.seen:
             sys.exit(f"another run has written {self.last}, so this one stops; each run needs its "
                      "own --out")
         buffer = io.BytesIO()
         torch.save({"model": net.state_dict(), "iteration": iteration, "settings": self.settings,
                     "videos": self.videos, **more}, buffer)
         data.write_whole(self.folder / name, buffer.getvalue())
-        self.seen = self.identity()
+        self.seen = self.time_of_last()
 
 
 # ---------------------------------------------------------------- now and then: log, validate, draw
@@ -462,8 +457,9 @@ def validate(net, videos, run, iteration, stage, best, share):
         for statistics in net.buffers():
             distributed.broadcast(statistics, src=0)
     tested = evaluate.Run("validation", net, trained=run.settings, call=run.settings)
-    found = evaluate.predict(tested, videos, run.settings["val_frames"], title="validation",
-                             share=share)
+    test = evaluate.TestSet("validation", run.settings["data"], run.settings["quality"], videos,
+                            run.settings["val_frames"])
+    found = evaluate.predict(tested, test, share=share)
     if world > 1:
         found = gather(found, world)
     row = evaluate.summarize(found, videos)
@@ -510,22 +506,18 @@ def panel(net, batch, settings, path):
 def curves(folder):
     """curves.png from log.jsonl: the losses through the stages, and what validation gave."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    checks = [line for line in lines if "val" in line]
     figure = evaluate.matplotlib_figure(12, 4)
     if figure is None:
         return
     left, right = figure.subplots(1, 2)
-    for name in ("loss", "li", "cls", "seg", "aux"):
-        points = [(line["iteration"], line[name]) for line in steps if name in line]
+    for name in ("loss", "li", "cls", "seg", "aux"):            # a stage has not all of them
+        points = [(line["iteration"], line[name]) for line in lines if name in line]
         if points:
             left.plot(*zip(*points), ".", markersize=3, label=name)
-    iterations = [line["iteration"] for line in checks]
+    checks = [line for line in lines if "val" in line]
     for name in ("frame_auc", "video_auc", "iou"):
-        right.plot(iterations, [line["val"][name] for line in checks], label=name)
-    middle = [line["iteration"] for line in steps if line["stage"] == 2]
-    if middle:
-        left.axvspan(middle[0], middle[-1], color="0.9", label="stage 2")
+        right.plot([line["iteration"] for line in checks],
+                   [line["val"][name] for line in checks], label=name)
     left.set(title="training losses", xlabel="iteration", yscale="log")
     right.set(title="validation", xlabel="iteration", ylim=(0, 1.02))
     for axes in (left, right):
@@ -548,7 +540,7 @@ def finish(run, net, iteration):
         videos = data.list_videos("demo", settings["root"], quality, "test", mask_kind(settings))
         tests.append(evaluate.TestSet(f"demo {quality} test", "demo", quality, videos, None))
     tested = evaluate.load_run(run.folder / "best.pt", call=settings)
-    results, _ = evaluate.test_run(tested, tests)
+    results = [result for _, result, _ in evaluate.test_run(tested, tests)]
     print(f"\n{evaluate.result_tables(results)}\n\nPictures of the training: {run.folder}/*.png")
     report = [{"settings": tested.trained, "results": results}]
     data.write_whole(run.folder / "test.json", json.dumps(report, indent=1).encode())
@@ -635,21 +627,20 @@ def check_settings(settings, error):
             error(f"--{name.replace('_', '-')} must be at least {least}")
     if not all(0 <= weight < math.inf for weight in [*settings["lambdas"], settings["aux"]]):
         error("--lambdas and --aux must be numbers from 0 on; 0 leaves a loss out")
-    if not settings["lr"] > 0 or not settings["width"] > 0:
+    if not (settings["lr"] > 0 and settings["width"] > 0):
         error("--lr and --width must be above 0")
-    if settings["pretrained"] != "none" and settings["width"] != 1:
-        error("pretrained weights exist for --width 1 only; add --pretrained none")
     source = settings["pretrained"]
+    if source != "none" and settings["width"] != 1:
+        error("pretrained weights exist for --width 1 only; add --pretrained none")
     if source not in ("none", "imagenet") and not Path(source).is_file():
         error(f"there is no file {source}; --pretrained takes imagenet, none or a file")
     if settings["num_classes"] == 5 and settings["methods"]:
         error("--num-classes 5 needs all four methods")
-    if min(settings["iterations"]) < 0 or sum(stage_iterations(settings)) == 0:
+    iterations = stage_iterations(settings)
+    if min(settings["iterations"]) < 0 or sum(iterations) == 0:
         error("--iterations must not be negative, and not all 0")
-    if settings["model"] == "xception":
-        return
     variant = VARIANTS[settings["variant"]]
-    for stage, steps in zip((1, 2, 3), stage_iterations(settings)):
+    for stage, steps in zip((1, 2, 3), iterations if settings["model"] == "lisiam" else ()):
         plan = plan_of(settings, stage)
         li, cls, seg = plan.lambdas
         trains = (variant.li and li) or cls or (variant.seg and (seg or plan.aux))

@@ -318,8 +318,9 @@ def starting_rows():
         call = {"device": "cpu", "workers": min(8, os.cpu_count()), "batch_size": 32}
         run = evaluate.load_run(out / "best.pt", call)
         videos = data.list_videos("ff++", root, "c23", "test")
+        test = evaluate.TestSet("scoring", "ff++", "c23", videos, 2)
         start = time.perf_counter()
-        evaluate.predict(run, videos, limit=2, keep=("masks", "marks"))
+        evaluate.predict(run, test, keep_pixels=True)
         print(f"| ... of which scoring | {time.perf_counter() - start:.1f} |")
 
 

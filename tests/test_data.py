@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 import data
 import masks
@@ -94,10 +94,6 @@ def test_celeb_df_is_tested_by_its_official_list_where_1_means_real(tmp_path):
     assert [video.label for video in videos] == [0, 0, 1]
     assert all(video.masks == [None, None] for video in videos)
     assert data.list_videos("celeb-df-v2", tmp_path, "c23", "train") == []
-    for line in ("0 YouTube-real/00170.mp4", "1 Celeb-synthesis/id0_id1_0000.mp4", "1 You/1.mp4"):
-        path.write_text(line)                   # labels are swapped, or a folder is unknown
-        sentence = stopped(data.list_videos, "celeb-df-v2", tmp_path, "c23", "test")
-        assert str(path) in sentence and "Is it the official list?" in sentence
     path.unlink()
     assert f"no {path}" in stopped(data.list_videos, "celeb-df-v2", tmp_path, "c23", "test")
 
@@ -217,13 +213,13 @@ def test_another_data_set_needs_its_folders_and_its_split_only(monkeypatch, tmp_
      ["cut the videos first: python data.py faces --data ff++ --root ", f"{REAL}/<video>/"]),
     ("celeb-df-v1", "test", "Celeb-real/id0_0000.mp4", ["data.py faces --data celeb-df-v1"]),
     ("ff++", "test", f"{YOUTUBE}/c23/videos/071.mp4 {REAL}/071/0000.png",       # is cut already
-     ["none of the videos there belongs to the test"]),
+     [f"there is {{}}/{REAL}/071/0000.png, but only files of test videos"]),
     ("ff++", "train", f"{YOUTUBE}/raw/faces/071/0.png {YOUTUBE}/c40/faces/071/0.png",
      ["there are crops of c0, c40", "--quality"]),
     ("ff++", "train", f"{REAL}/071/0000.jpg", [f"{REAL}/071/0000.jpg", "end in .png are read"]),
     ("ff++", "train", f"{REAL}/071/0000.PNG", [f"{REAL}/071/0000.PNG", "end in .png are read"]),
     ("ff++", "train", "", ["download the data set", "data.py faces", "train.py --data demo"]),
-    ("demo", "train", "", ["python tests/demo_faces.py"]),
+    ("demo", "train", "", ["python train.py --data demo"]),
 ])
 def test_without_videos_a_sentence_says_what_is_there(tmp_path, dataset, split, files, parts):
     (tmp_path / "List_of_testing_videos.txt").write_text(CELEB_LIST)
@@ -234,7 +230,7 @@ def test_without_videos_a_sentence_says_what_is_there(tmp_path, dataset, split, 
     sentence = stopped(data.require_videos, dataset, tmp_path, "c23", split)
     assert sentence.startswith(f"no {dataset} face crops of the {split} split in {tmp_path}")
     for part in parts:
-        assert part in sentence
+        assert part.format(tmp_path) in sentence
     assert "\n" not in sentence
 
 
@@ -532,7 +528,8 @@ def test_every_frame_is_tested_and_those_with_a_mask_say_so(masked_tree, masked_
         assert item["mask"].any() == item["has_mask"]
     expected = np.asarray(Image.open(fake.masks[2])) / 255
     assert np.array_equal(items[5]["mask"].numpy(), expected)
-    few = data.TestFrames([real], 48, limit=2, degradation=ImageOps.invert)
+    few = data.TestFrames([real], 48, limit=2, operation=(lambda image, strength: image.point(
+        lambda value: strength - value), 255))
     assert len(few) == 2
     for n, frame in ((0, real.frames[0]), (1, real.frames[2])):
         assert torch.equal(few[n]["image"], 255 - data.to_tensor(Image.open(frame)))
@@ -567,13 +564,15 @@ def test_only_one_frame_and_mask_of_each_video_are_opened(masked_videos, monkeyp
     assert str(masked_videos[0].frames[1]) in str(error.value)
 
 
-def test_all_videos_with_a_broken_first_frame_or_mask_are_named(masked_videos):
-    broken = [masked_videos[1].frames[0], masked_videos[2].masks[0], masked_videos[3].masks[0]]
-    write_damaged(broken[0], "59 x 71")
-    write_damaged(broken[1], "text")
-    Image.new("L", (40, 40)).save(broken[2])
-    lines = stopped(data.look_at_first_frames, masked_videos, 2).splitlines()
-    assert [line.split()[0] for line in lines] == [str(path) for path in broken]
+def test_a_broken_first_frame_or_mask_is_named(masked_videos):
+    """Of a video with a few masks, the first frame that has one is looked at."""
+    data.look_at_first_frames(masked_videos, 2)
+    fake = masked_videos[2]._replace(masks=[None, *masked_videos[2].masks[1:]])
+    Image.new("L", (40, 40)).save(fake.masks[1])
+    assert str(fake.masks[1]) in stopped(data.look_at_first_frames, [fake], 2)
+    frame = masked_videos[1].frames[0]
+    write_damaged(frame, "59 x 71")
+    assert stopped(data.look_at_first_frames, masked_videos[:2], 2).startswith(str(frame))
 
 
 # ---------------------------------------------------------------- data.py check

@@ -23,7 +23,6 @@ from model import build_network, to_input
 FLAGS = "--data ff++ --pretrained none --width 0.0625 --size 48 --device cpu --out runs/x"
 SETTINGS = train.parse_arguments(FLAGS.split())     # what a checkpoint says about its run
 METHODS = ["Deepfakes", "FaceSwap", "Face2Face", "NeuralTextures"]
-SHORT = ["DF", "FS", "F2F", "NT"]
 
 
 def counted_auc(labels, scores):
@@ -203,9 +202,10 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(masked_tree):
     shutil.rmtree(masked_tree / "manipulated_sequences/Deepfakes/masks_ssim/953_974")
     test = evaluate.TestSet("somewhere", "ff++", "c23", videos_of(masked_tree), None)
     result, found = evaluate.evaluate(run_of(Stub()), test)
-    assert evaluate.agreement(found, found) == 1
+    is_fake = np.array([method != "real" for _, method, _, _ in found["names"]])
+    assert evaluate.agreement(found, found, is_fake) == 1
     other_frames = {**found, "names": found["names"][::-1]}
-    assert evaluate.agreement(found, other_frames) is None
+    assert evaluate.agreement(found, other_frames, is_fake) is None
     frames = [path for path in masked_tree.glob("*/*/c23/faces/*/*.png")
               if path.parent.name in ("953", "974", "953_974", "974_953")]     # the test split
     methods = np.array([path.parents[3].name for path in frames])
@@ -289,7 +289,8 @@ def test_a_frame_is_judged_alike_whatever_its_batch_and_its_process(masked_tree,
 
     def predict(batch_size, *share):
         run = run_of(net.train(), batch_size)
-        return evaluate.predict(run, videos, keep=("masks", "marks"), share=share)
+        test = evaluate.TestSet("", "ff++", "c23", videos, None)
+        return evaluate.predict(run, test, keep_pixels=True, share=share)
 
     alone = predict(1, 0, 1)
     np.testing.assert_allclose(predict(9, 0, 1)["score"], alone["score"], atol=1e-5)
@@ -313,7 +314,8 @@ def test_loading_processes_leave_no_file_descriptors_open(masked_tree):
     net, counts = Stub(), []
     net.register_forward_hook(lambda *parts: counts.append(len(os.listdir("/proc/self/fd"))))
     run = run_of(net, batch_size=1, workers=2)
-    evaluate.predict(run, videos_of(masked_tree), keep=("masks", "marks"))
+    test = evaluate.TestSet("", "ff++", "c23", videos_of(masked_tree), None)
+    evaluate.predict(run, test, keep_pixels=True)
     assert len(counts) == 30
     assert max(counts[20:]) - max(counts[:10]) < 10
 
@@ -343,7 +345,7 @@ def test_a_broken_first_picture_is_named_before_the_work(
     checkpoint = write_checkpoint(tmp_path / "best.pt")
     said = stopped(monkeypatch, capsys, "--checkpoint", checkpoint, "--data", "ff++",
                    "celeb-df-v2", "--root", tiny_tree, tmp_path / "celeb")
-    assert [str(path) in said for path in broken] == [True, True]
+    assert any(str(path) in said for path in broken)
     assert "AUC" not in capsys.readouterr().out     # no row of a table
 
 
@@ -352,7 +354,8 @@ def test_scores_that_are_no_numbers_stop_the_evaluation(tiny_tree):
     net = random_network()
     net.backbone.bn1.running_var[0] = float("nan")
     with pytest.raises(SystemExit, match="finite"):
-        evaluate.predict(run_of(net), videos_of(tiny_tree))
+        test = evaluate.TestSet("", "ff++", "c23", videos_of(tiny_tree), None)
+        evaluate.predict(run_of(net), test)
 
 
 def test_a_map_is_compared_with_masks_of_another_kind_or_not_at_all(
@@ -454,7 +457,7 @@ def test_a_result_is_shown_in_tables_of_the_decision_and_of_the_map():
     result = result_of(frames=30, frame_acc_real=None, iou=0.6, iou_val=0.05, iou_constant=0.44,
                        methods={"FaceSwap": fakes}, intervals={"frame_auc": [0.912, 0.934]})
     texts = evaluate.result_tables([result]).split("\n\n")
-    decision, maps, sentence, decision_by_method, maps_by_method, spans = texts
+    decision, maps, decision_by_method, maps_by_method, sentence, spans = texts
     head, rows = cells_of(decision)
     assert head[:3] == ["test set", "frames", "AUC frame"]
     assert rows[0][:3] == ["ff++ c23 test", "30", "0.500"]
@@ -467,7 +470,7 @@ def test_a_result_is_shown_in_tables_of_the_decision_and_of_the_map():
     assert cells_of(maps_by_method)[1][0][:2] == ["ff++ c23 test: FaceSwap", "0.310"]
     assert "AUC frame 0.912 to 0.934" in spans
     of_a_sweep = evaluate.result_tables([{**result, "operation": "JPEG quality"}])
-    assert "FaceSwap" in texts[3] and "FaceSwap" not in of_a_sweep      # 18 points times 4 methods
+    assert "FaceSwap" in texts[2] and "FaceSwap" not in of_a_sweep      # 18 points times 4 methods
 
 
 def write_report(path, result, **changes):
@@ -579,7 +582,7 @@ def grids(monkeypatch):
     draw = evaluate.draw_grid
 
     def note(title, rows, path):
-        asked[title.split(":")[0]] = rows
+        asked[title[:6]] = rows
         draw(title, rows, path)
 
     monkeypatch.setattr(evaluate, "draw_grid", note)
@@ -590,9 +593,9 @@ def faces_of(root, quality="c23"):
     """Frame 1 of the test split: the target's, the source's, and each method's fake."""
     reals = root / f"original_sequences/youtube/{quality}/faces"
     paths = {"target": reals / "953/0001.png", "source": reals / "974/0001.png"}
-    for short, method in zip(SHORT, METHODS):
+    for method in METHODS:
         folder = root / "manipulated_sequences" / method / quality / "faces/953_974"
-        paths[short] = folder / "0001.png"
+        paths[method] = folder / "0001.png"
     return {name: Image.open(path) for name, path in paths.items()}
 
 
@@ -604,14 +607,14 @@ def test_figures_3_and_4_need_no_network_and_take_crops_as_they_are(tmp_path, gr
     assert drawn == ["fig3_masks.png", "fig4_degradations.png"]
     faces = faces_of(root)
     target = faces["target"]
-    assert list(grids["Fig. 3"]) == SHORT
-    for method, (short, row) in zip(METHODS, grids["Fig. 3"].items()):
+    assert list(grids["Fig. 3"]) == METHODS
+    for method, row in grids["Fig. 3"].items():
         written = read_mask(root / f"manipulated_sequences/{method}/masks_ssim/953_974/0001.png")
         assert 0 < written.mean() < 1
         assert np.array_equal(row["SSIM mask"], written)
         assert np.array_equal(row["SSIM map"] * 255 > 20, written)
-        assert np.array_equal(row["fake"], faces[short])
-        greys = [np.asarray(face.convert("L")).astype(int) for face in (target, faces[short])]
+        assert np.array_equal(row["fake"], faces[method])
+        greys = [np.asarray(face.convert("L")).astype(int) for face in (target, faces[method])]
         assert np.array_equal(row["DIFF mask"], np.abs(greys[0] - greys[1]) > 25.5)
     resized = data.resize(target, 100 / 299)
     expected = {"original": target, "R": resized, "C": data.jpeg(target, 10),
@@ -676,34 +679,36 @@ def test_figures_are_drawn_of_three_networks_and_two_qualities(
     rows = dict(grids["Fig. 6"])
     for name in ("SSIM map", "SSIM mask"):
         truth = rows.pop(name)
-        assert {column for column in truth if np.any(truth[column])} == set(SHORT)
+        assert {column for column in truth if np.any(truth[column])} == set(METHODS)
     for quality in ("c23", "c40"):
         faces = faces_of(root, quality)
         inputs = rows.pop(f"input, {quality}")
         assert list(inputs) == list(faces)
         assert all(np.array_equal(inputs[name], faces[name]) for name in faces)
-        for run in ("small", "large"):
-            net = random_network(**trained[run])
-            maps = rows.pop(f"LiSiam, {run}: map, {quality}")
-            marked = rows.pop(f"LiSiam, {run}: mask, {quality}")
-            expected = maps_by_hand(net, faces.values(), trained[run]["size"])
+        for name, checkpoint in zip(("small", "large"), checkpoints):
+            net = random_network(**trained[name])
+            maps = rows.pop(f"LiSiam, {checkpoint}: map, {quality}")
+            marked = rows.pop(f"LiSiam, {checkpoint}: mask, {quality}")
+            expected = maps_by_hand(net, faces.values(), trained[name]["size"])
             np.testing.assert_allclose(list(maps.values()), expected, atol=1e-4)
             assert all(np.array_equal(marked[name], maps[name] >= 0.5) for name in faces)
     assert not rows                             # the baseline has no map
 
-    networks = ["LiSiam, small (c23)", "LiSiam, large (c23)", "Xception, base (c40)"]
+    networks = [f"{name}, {path} ({quality})" for name, path, quality in zip(
+        ("LiSiam", "LiSiam", "Xception"), checkpoints, ("c23", "c23", "c40"))]
     titles = ["input", "SSIM", *(f"grey map, {name}" for name in networks),
               *(f"Grad-CAM, {name}" for name in networks)]
     assert list(grids["Fig. 7"]) == list(grids["Fig. 8"]) == titles
-    columns = [*SHORT, *(f"{short} (2)" for short in SHORT)]        # the two pairs of the split
+    columns = [*METHODS, *(f"{method} (2)" for method in METHODS)]        # the two pairs of the split
     assert list(grids["Fig. 7"]["input"]) == columns
     for name in networks:                       # hot is red, cold is blue
-        heat = grids["Fig. 7"][f"grey map, {name}"]["FS"]
-        red, _, blue = np.moveaxis(grids["Fig. 7"][f"Grad-CAM, {name}"]["FS"].astype(int), 2, 0)
+        heat = grids["Fig. 7"][f"grey map, {name}"]["FaceSwap"]
+        red, _, blue = np.moveaxis(grids["Fig. 7"][f"Grad-CAM, {name}"]["FaceSwap"].astype(int), 2, 0)
         assert (red - blue)[heat > 0.9].min() > (red - blue)[heat < 0.1].max()
-    columns = [f"{short} {quality}" for quality in ("c23", "c40") for short in SHORT]
+    columns = [f"{method} {quality}" for quality in ("c23", "c40") for method in METHODS]
     assert list(grids["Fig. 8"]["input"]) == columns
-    assert np.array_equal(grids["Fig. 8"]["input"]["NT c40"], faces_of(root, "c40")["NT"])
+    assert np.array_equal(grids["Fig. 8"]["input"]["NeuralTextures c40"],
+                          faces_of(root, "c40")["NeuralTextures"])
 
 
 @pytest.mark.parametrize("name", ["lisiam", "xception"])
@@ -837,7 +842,7 @@ def test_a_crop_goes_in_as_it_is_and_what_cannot_be_judged_is_named(
                        "--image", oblong, crop)
     assert f"{oblong} is not square" in sentence
     said = capsys.readouterr().out
-    for part in (f"{crop}: P(fake) 0.", "side 64", "not a proof", "FaceSwap only"):
+    for part in (f"{crop}: P(fake) 0.", "1 frames", "side 64", "not a proof", "FaceSwap only"):
         assert part in said
     drawn = tmp_path / "run" / f"{tmp_path.name}_crop.png_map.png"
     assert Image.open(drawn).size == (64, 64)
@@ -859,7 +864,7 @@ def test_in_a_photograph_the_largest_face_is_judged(tmp_path, monkeypatch, capsy
     assert "dark.png: no face found" in sentence
     said = capsys.readouterr().out
     assert "photo.png: P(fake) 0." in said
-    assert "at x 34, y 34, side 52" in said
+    assert "x 34, y 34, side 52" in said
     assert not list((tmp_path / "drawn").iterdir())
 
 

@@ -407,23 +407,20 @@ def test_data_and_folder_are_looked_at_before_weights_are_downloaded(
     assert "already holds" in stopped(capsys, *command(masked_tree, out, (1, 0, 0), *pretrained))
 
 
-def test_broken_pictures_and_masks_are_named_and_leave_the_folder_free(
+def test_a_broken_picture_or_mask_is_named_and_leaves_the_folder_free(
         masked_tree, tmp_path, capsys):
     """The same command can be given again, once they are repaired."""
     methods = masked_tree / "manipulated_sequences"
-    broken = [masked_tree / "original_sequences/youtube/c23/faces/071/0000.png",
-              methods / "Deepfakes/c23/faces/720_672/0000.png",             # of a val video
-              methods / "FaceSwap/masks_ssim/054_071/0000.png"]
-    whole = [path.read_bytes() for path in broken]
-    for path in broken:
-        path.write_bytes(path.read_bytes()[:60])
     out = tmp_path / "run"
     flags = command(masked_tree, out, (1, 0, 0))
-    sentence = stopped(capsys, *flags)
-    assert all(str(path) in sentence for path in broken)
-    assert not out.exists()
-    for path, content in zip(broken, whole):
-        path.write_bytes(content)
+    for path in (masked_tree / "original_sequences/youtube/c23/faces/071/0000.png",
+                 methods / "Deepfakes/c23/faces/720_672/0000.png",          # of a val video
+                 methods / "FaceSwap/masks_ssim/054_071/0000.png"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:60])
+        assert str(path) in stopped(capsys, *flags)
+        assert not out.exists()
+        path.write_bytes(whole)
     train.main(flags)
     assert read(out / "last.pt")["iteration"] == 1
 
