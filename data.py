@@ -198,8 +198,8 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     others = [other for other in QUALITIES if list_videos(dataset, root, other, split, mask)]
     crops = [path for folder in folders.values() for path in (folder / kind).glob("*/*")]
     clips = [path for folder in folders.values() for path in folder.rglob("*.mp4")]
-    advice = ("download the data set (README, 'Prepare') and run python data.py faces; python "
-              "train.py --data demo needs no download")
+    advice = ("if --root is right, download the data set (README, 'Prepare') and run python "
+              "data.py faces; python train.py --data demo needs no download")
     if crops:
         advice = f"there is {crops[0]}, but only files of {split} videos that end in .png are read"
     elif clips:
@@ -231,14 +231,14 @@ def training_videos(videos, needs_masks=True):
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: a picture from disk
-def read_image(path):
-    """A picture as 8-bit RGB, turned upright. ValueError names a file that cannot be read."""
+def read_image(path, mode="RGB"):
+    """A picture as 8-bit RGB, or "L" for grey, turned upright. ValueError names a bad file."""
     try:
         image = Image.open(path)
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode}, not 8 bits a channel")
         ImageOps.exif_transpose(image, in_place=True)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return image if image.mode == mode else image.convert(mode)
     except Exception as error:                  # Pillow raises many kinds, even SyntaxError
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
@@ -255,13 +255,7 @@ def read_face(path, mask_path=None):
                          "square; python data.py faces cuts full frames")
     if mask_path is None:
         return image, None
-    try:
-        mask = Image.open(mask_path)
-        if mask.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {mask.mode}, not 8 bits a channel")
-        mask = mask.convert("L")
-    except Exception as error:
-        raise ValueError(f"{mask_path} cannot be read as a picture ({error})") from None
+    mask = read_image(mask_path, "L")
     if mask.size != image.size:
         raise ValueError(f"{mask_path} has {mask.width} x {mask.height} pixels, but its crop "
                          f"{path} has {image.width} x {image.height}; delete the mask and run "
@@ -738,7 +732,7 @@ def pair_problems(video):
     problems = []
     without = video.masks.count(None)
     if without:
-        problems.append(f"{name}: {without} frames have no mask")
+        problems.append(f"{name}: {without} frames have no mask; python masks.py writes masks")
     frame = video.frames[len(video.frames) // 2]
     twin = twin_path(frame)
     if not twin.exists():

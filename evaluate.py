@@ -332,7 +332,7 @@ def evaluate(run, test, operation=None, strength=None, reference=None):
     call found; its maps are compared with these.
     """
     if operation:
-        test = test._replace(name=f"{test.name}, {operation.name} {strength:.3g}")
+        test = test._replace(name=f"{test.name}, {operation.name} = {strength:.3g}")
     found = predict(run, test, operation and (operation.function, strength), keep_pixels=True)
     threshold = run.trained["threshold"]        # that fitted the val masks best
     result = {
@@ -359,13 +359,13 @@ def evaluate(run, test, operation=None, strength=None, reference=None):
 
 # ---------------------------------------------------------------- tables
 DECISION = {
-    "frames": "frames", "frame_auc": "AUC frame", "video_auc": "AUC video",
+    "videos": "videos", "frames": "frames", "frame_auc": "AUC frame", "video_auc": "AUC video",
     "frame_acc": "Acc frame", "frame_acc_real": "of reals", "frame_acc_fake": "of fakes",
     "video_acc": "Acc video",
 }
 MAP = {
-    "iou": "IoU", "iou_val": "at val's threshold", "iou_constant": "constant masks",
-    "pixel_auc": "AUC pixel", "pixel_auc_constant": "constant masks",
+    "iou": "IoU", "iou_val": "at val's threshold", "iou_constant": "of constant masks",
+    "pixel_auc": "AUC pixel", "pixel_auc_constant": "of constant masks",
     "marked_real": "marked in reals", "agreement": "agreement",
 }
 COMPARED = ("frame_acc frame_auc video_acc video_auc iou iou_val iou_constant pixel_auc "
@@ -422,9 +422,10 @@ def result_tables(results):
             if lines:
                 texts.append(markdown([["test set", *(columns[key] for key in keys)], *lines]))
     if results[0]["iou"] is not None:
-        texts.append("Constant masks, one for each method, are fitted to the test frames: what a "
-                     "map can reach without\nlooking at the picture. Agreement: IoU with the map "
-                     "of the same frame in the training's quality,\nin a sweep undegraded.")
+        texts.append("Constant masks, one for each method, are fitted to the test frames: this is "
+                     "what a map can reach\nwithout looking at the picture. Agreement is the IoU "
+                     "with the map of the same frame in the\ntraining's quality; in a sweep, with "
+                     "that of the undegraded frame.")
     for result in results:
         if result["intervals"]:
             spans = [f"{DECISION[column]} {low:.3f} to {high:.3f}"
@@ -717,7 +718,7 @@ def figure_6(runs, tests):
                 continue                        # has no map
             _, maps = judge(run, faces.values())
             rows[f"{run.name}: map, {test.quality}"] = dict(zip(faces, maps))
-            rows[f"{run.name}: mask, {test.quality}"] = {
+            rows[f"{run.name}: map >= 0.5, {test.quality}"] = {
                 name: probs >= 0.5 for name, probs in zip(faces, maps)}
     return rows
 
@@ -792,9 +793,10 @@ def report_face(run, name, frames, boxes, path):
     scores, maps = judge(run, crops)
     worst = int(np.argmax(scores))
     x, y, side = boxes[worst]
-    print(f"{name}: P(fake) {np.mean(scores):.3f}, the mean of {len(frames)} frames "
-          f"({min(scores):.3f} to {max(scores):.3f}); the most suspicious has its face at x {x}, "
-          f"y {y}, side {side}")
+    if len(frames) > 1:
+        print(f"{len(frames)} frames have P(fake) {min(scores):.3f} to {max(scores):.3f}; the most "
+              "suspicious is shown")
+    print(f"{name}: P(fake) {np.mean(scores):.3f}; face at x {x}, y {y}, side {side}")
     if maps[worst] is not None:
         frame = Image.fromarray(frames[worst])
         strength = to_image(0.63 * maps[worst]).convert("L").resize((side, side))
@@ -826,7 +828,7 @@ def report_faces(run, args, folder):
     detect = None if args.crop == "none" else data.load_detector()
     problems = []
     for name in args.image or [args.video]:
-        path = Path(name).absolute()
+        path = Path(name).resolve()
         try:
             frames, boxes = frames_and_boxes(name, args, detect)
         except ValueError as error:
@@ -842,8 +844,7 @@ def report_faces(run, args, folder):
 
 # ---------------------------------------------------------------- command line
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Accuracy and AUC by frame and video, localization, tables, figures.")
+    parser = argparse.ArgumentParser(description="Metrics, tables and figures (Sec. IV).")
     flag = parser.add_argument
     flag("--checkpoint", nargs="+", default=[], help="best.pt of one or several runs of train.py")
     flag("--data", nargs="+", choices=list(data.ROOTS), default=["ff++"], help="default ff++")
@@ -851,19 +852,17 @@ def parse_arguments(argv=None):
     flag("--quality", nargs="+", choices=data.QUALITIES, default=["c23"],
          help="FF++ compression (Sec. IV-E), default c23")
     flag("--split", choices=data.SPLITS, default="test", help="default %(default)s")
-    flag("--mask", choices=[*masks.MASKS, "given"],
-         help="what the map is compared with, default as trained with")
+    kinds = [*masks.MASKS, "given"]
+    flag("--mask", choices=kinds, help="compared with the map, default as in training")
     flag("--frames", type=int, help="at most so many frames a video, evenly spread; default all")
     flag("--batch-size", type=int, default=32, help="default %(default)s")
-    flag("--workers", type=int, default=min(8, os.cpu_count()),
-         help="loading processes, default %(default)s")
-    flag("--device", choices=["cpu", "cuda"],
-         default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    flag("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    flag("--device", choices=["cpu", "cuda"], default=device, help="default %(default)s")
     flag("--json", help="also write all numbers to this file")
     flag("--csv", help="also write the score of each frame to this file")
     flag("--figures", metavar="DIR", help="also draw Figs. 3 to 8; 3 and 4 need no --checkpoint")
-    flag("--sweep", action="store_true",
-         help="also test while JPEG, resizing and blur grow, on the first test set")
+    flag("--sweep", action="store_true", help="also degrade the first test set step by step")
     flag("--tables", nargs="+", metavar="JSON", help="instead: a row for each model in these files")
     flag("--image", nargs="+", help="instead: P(fake) of the largest face in each picture")
     flag("--video", help="instead: P(fake) of this video, the mean over --frames (100) frames")
@@ -903,6 +902,8 @@ def find_tests(args, mask):
             if args.mask:
                 name += f", {args.mask} masks"
             videos = data.require_videos(dataset, root, quality, args.split, mask)
+            if mask and dataset in data.TRAINABLE and not any(any(v.masks) for v in videos):
+                print(f"{name}: there are no masks, so maps are not measured (python masks.py)")
             tests.append(TestSet(name, dataset, quality, videos, args.frames))
     data.look_at_first_frames([video for test in tests for video in test.videos], args.workers)
     return tests

@@ -169,8 +169,8 @@ def main():
                 if video.label and best_pair(video):
                     fakes.setdefault(video.key, video)
     if not fakes:
-        sys.exit(f"no fake video with its real video under {root}, but masks are made from both "
-                 "(README, 'Prepare')")
+        sys.exit(f"there are no crops of a fake video and of its real video under {root}, but "
+                 "masks are made from both; python data.py faces cuts them")
     write_masks(fakes.values(), args.mask, args.workers)
     print(f"the masks of {len(fakes)} fake videos are in "
           f"{root}/manipulated_sequences/*/masks_{args.mask}")

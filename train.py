@@ -272,10 +272,10 @@ def mask_kind(settings):
 
 def list_split(settings, split):
     """The videos of a split: the real ones, and fakes of the methods that the run trains on."""
-    methods = ("real", *(settings["methods"] or data.METHODS))
+    chosen = settings["methods"]                # None: all that are there
     videos = data.list_videos(settings["data"], settings["root"], settings["quality"], split,
                               mask_kind(settings))
-    return [video for video in videos if video.method in methods]
+    return [video for video in videos if not video.label or not chosen or video.method in chosen]
 
 
 def complete_data(settings, world):
@@ -549,25 +549,22 @@ def finish(run, net, iteration):
 # ---------------------------------------------------------------- command line
 def parse_arguments(argv=None):
     """Command line -> settings: a flag's value, else DEMO's with --data demo, else PAPER's."""
-    parser = argparse.ArgumentParser(
-        description="Train LiSiam in the paper's three stages (Sec. IV-B).")
+    parser = argparse.ArgumentParser(description="Train LiSiam in three stages (Sec. IV-B).")
     flag = parser.add_argument
     flag("--data", choices=data.TRAINABLE, required=True, help="FF++ face crops, or made-up ones")
     flag("--root", help="folder of the data set, default datasets/...")
     flag("--quality", choices=data.QUALITIES, help="FF++ compression (Sec. IV-A1)")
-    flag("--model", choices=["lisiam", "xception"], default="lisiam",
-         help="xception: the baseline; default %(default)s")
+    flag("--model", choices=["lisiam", "xception"], default="lisiam", help="default lisiam")
     flag("--variant", choices=list(VARIANTS), default="A", help="Table VI, default A = LiSiam")
     flag("--iqd", action="store_true", help="degrade the baseline's input (Table V)")
-    flag("--mask", choices=[*masks.MASKS, "given"], default="ssim",
-         help="X_gt (Table VII), default %(default)s; given: a benchmark's own")
+    kinds = [*masks.MASKS, "given"]             # given: a benchmark's own
+    flag("--mask", choices=kinds, default="ssim", help="X_gt (Table VII), default %(default)s")
     flag("--methods", nargs="+", choices=data.METHODS, help="fakes to train on, default all")
     flag("--num-classes", type=int, choices=[2, 5], default=2, help="default 2; 5 as in Fig. 5")
     flag("--seed", type=int, default=0, help="default %(default)s")
-    flag("--workers", type=int, default=min(8, os.cpu_count()),
-         help="loading processes, default %(default)s")
-    flag("--device", choices=["cpu", "cuda"],
-         default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    flag("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    flag("--device", choices=["cpu", "cuda"], default=device, help="default %(default)s")
     flag("--out", help="folder of the run, default runs/NAME by settings")
     flag("--resume", action="store_true", help="go on from last.pt in the folder of the run")
     # Entries of PAPER and DEMO, where their defaults stand.

@@ -276,7 +276,8 @@ def main():
     args = parser.parse_args()
     root = args.root.absolute()
     if (root / "original_sequences").is_dir():
-        return                                              # drawn already
+        print(f"{root} is drawn already; to draw other people or traces, name a new folder")
+        return
     if root.is_file() or root.is_dir() and any(root.iterdir()):
         parser.error(f"{root} holds something else; name a new folder")
     part = root.with_name(f".{root.name}.part")             # renamed at the end: all or nothing

@@ -453,20 +453,20 @@ def cells_of(table):
 
 def test_a_result_is_shown_in_tables_of_the_decision_and_of_the_map():
     """Each for all and for each method. Beside the map stand the constant masks."""
-    fakes = {"frames": 12, "frame_auc": 0.25, "iou": 0.31}
-    result = result_of(frames=30, frame_acc_real=None, iou=0.6, iou_val=0.05, iou_constant=0.44,
+    fakes = {"videos": 4, "frames": 12, "frame_auc": 0.25, "iou": 0.31}
+    result = result_of(videos=10, frames=30, frame_acc_real=None, iou=0.6, iou_val=0.05, iou_constant=0.44,
                        methods={"FaceSwap": fakes}, intervals={"frame_auc": [0.912, 0.934]})
     texts = evaluate.result_tables([result]).split("\n\n")
     decision, maps, decision_by_method, maps_by_method, sentence, spans = texts
     head, rows = cells_of(decision)
-    assert head[:3] == ["test set", "frames", "AUC frame"]
-    assert rows[0][:3] == ["ff++ c23 test", "30", "0.500"]
+    assert head[:4] == ["test set", "videos", "frames", "AUC frame"]
+    assert rows[0][:4] == ["ff++ c23 test", "10", "30", "0.500"]
     assert rows[0][head.index("of reals")] == "n/a"
     head, rows = cells_of(maps)
-    assert head[:4] == ["test set", "IoU", "at val's threshold", "constant masks"]
+    assert head[:4] == ["test set", "IoU", "at val's threshold", "of constant masks"]
     assert rows[0][:4] == ["ff++ c23 test", "0.600", "0.050", "0.440"]
     assert "fitted to the test frames" in sentence
-    assert cells_of(decision_by_method)[1][0][:3] == ["ff++ c23 test: FaceSwap", "12", "0.250"]
+    assert cells_of(decision_by_method)[1][0][:4] == ["ff++ c23 test: FaceSwap", "4", "12", "0.250"]
     assert cells_of(maps_by_method)[1][0][:2] == ["ff++ c23 test: FaceSwap", "0.310"]
     assert "AUC frame 0.912 to 0.934" in spans
     of_a_sweep = evaluate.result_tables([{**result, "operation": "JPEG quality"}])
@@ -688,7 +688,7 @@ def test_figures_are_drawn_of_three_networks_and_two_qualities(
         for name, checkpoint in zip(("small", "large"), checkpoints):
             net = random_network(**trained[name])
             maps = rows.pop(f"LiSiam, {checkpoint}: map, {quality}")
-            marked = rows.pop(f"LiSiam, {checkpoint}: mask, {quality}")
+            marked = rows.pop(f"LiSiam, {checkpoint}: map >= 0.5, {quality}")
             expected = maps_by_hand(net, faces.values(), trained[name]["size"])
             np.testing.assert_allclose(list(maps.values()), expected, atol=1e-4)
             assert all(np.array_equal(marked[name], maps[name] >= 0.5) for name in faces)
@@ -818,8 +818,8 @@ def test_the_map_of_the_most_suspicious_frame_is_drawn_over_it(tmp_path, capsys)
     scores = [1 / (1 + np.exp(-10 * (level / 255 * 2 - 1))) for level in levels]
     evaluate.report_face(run_of(Stub()), "clip", frames, boxes, tmp_path / "map.png")
     said = capsys.readouterr().out
-    assert f"P(fake) {np.mean(scores):.3f}, the mean of 3 frames" in said
-    assert f"{min(scores):.3f} to {max(scores):.3f}" in said
+    assert f"3 frames have P(fake) {min(scores):.3f} to {max(scores):.3f}" in said
+    assert f"clip: P(fake) {np.mean(scores):.3f}; face at" in said
     assert "x 100, y 40, side 64" in said
     after = np.asarray(Image.open(tmp_path / "map.png")).astype(int)
     red, green, blue = after[50, 130].tolist()
@@ -842,7 +842,7 @@ def test_a_crop_goes_in_as_it_is_and_what_cannot_be_judged_is_named(
                        "--image", oblong, crop)
     assert f"{oblong} is not square" in sentence
     said = capsys.readouterr().out
-    for part in (f"{crop}: P(fake) 0.", "1 frames", "side 64", "not a proof", "FaceSwap only"):
+    for part in (f"{crop}: P(fake) 0.", "side 64", "not a proof", "FaceSwap only"):
         assert part in said
     drawn = tmp_path / "run" / f"{tmp_path.name}_crop.png_map.png"
     assert Image.open(drawn).size == (64, 64)
@@ -882,6 +882,21 @@ def test_a_video_is_the_mean_of_its_frames(tmp_path, monkeypatch, capsys):
     clip.touch()
     call(monkeypatch, "--checkpoint", checkpoint, "--video", clip, "--frames", 3)
     said = capsys.readouterr().out
-    for part in ("clip.mp4: P(fake) 0.", "the mean of 3 frames", "x 34, y 34, side 52"):
+    for part in ("clip.mp4: P(fake) 0.", "3 frames have", "x 34, y 34, side 52"):
         assert part in said
     assert list(tmp_path.glob("*clip.mp4_map.png"))
+
+
+def test_a_video_of_face_crops_needs_no_detector(tmp_path, monkeypatch, capsys):
+    """With --crop none every frame is a crop as it is, and each of them is judged."""
+    monkeypatch.setattr(data, "load_detector", None)
+    monkeypatch.setattr(data, "count_frames", lambda video: 9)
+    monkeypatch.setattr(data, "read_frames", lambda video, wanted: [
+        (index, scene(100 + 10 * index)[:64, :64]) for index in wanted])
+    checkpoint = write_checkpoint(tmp_path / "best.pt")
+    clip = tmp_path / "clip.mp4"
+    clip.touch()
+    call(monkeypatch, "--checkpoint", checkpoint, "--video", clip, "--frames", 3, "--crop", "none")
+    said = capsys.readouterr().out
+    assert "3 frames have" in said
+    assert "x 0, y 0, side 64" in said

@@ -257,7 +257,7 @@ def test_without_pairs_of_fake_and_real_a_sentence_says_so(tiny_tree, monkeypatc
     shutil.rmtree(tiny_tree / missing)
     with pytest.raises(SystemExit) as stop:
         call_main(monkeypatch, "--root", tiny_tree)
-    assert stop.value.code.startswith(f"no fake video with its real video under {tiny_tree}")
+    assert f"no crops of a fake video and of its real video under {tiny_tree}" in stop.value.code
 
 
 def test_exactly_20_grey_levels_are_untouched(monkeypatch):
