@@ -52,7 +52,7 @@ ROOTS = {
 #   ROOT/original_sequences/youtube/c23/faces/000/0012.png              its target, the real video
 #   ROOT/manipulated_sequences/Deepfakes/masks_ssim/000_003/0012.png    one mask for all qualities
 class Video(NamedTuple):
-    """A video as a folder of face crops. Its key identifies it, because ids repeat in methods."""
+    """A video as a folder of face crops. Several methods use the same ids, so it has a key."""
 
     dataset: str        # a key of ROOTS
     method: str         # "real", one of METHODS, or one of CELEB_FOLDERS
@@ -178,7 +178,7 @@ def crops_kind(dataset, root, mask):
     could tell them apart by the cut. So a tree in which data.py faces has cut anything is read from
     faces/ alone. A benchmark's own masks fit only its own crops.
     """
-    if mask == "given":
+    if mask == "given" and dataset in TRAINABLE:
         return "frames"
     for kind in ("faces", "frames"):
         for quality in QUALITIES:
@@ -189,14 +189,14 @@ def crops_kind(dataset, root, mask):
 
 
 def require_videos(dataset, root, quality, split, mask="ssim"):
-    """list_videos, or the end of the program with a sentence on what lies there and what to do."""
+    """Returns list_videos. If it is empty, ends the program and says what to do."""
     videos = list_videos(dataset, root, quality, split, mask)
     if videos:
         return videos
     kind = crops_kind(dataset, root, mask)
     folders = method_folders(dataset, root, quality)
     others = [other for other in QUALITIES if list_videos(dataset, root, other, split, mask)]
-    crops = [path for folder in folders.values() for path in (folder / kind).glob("*/*")]
+    crops = [path for folder in folders.values() for path in (folder / kind).glob("[!.]*/*")]
     clips = [path for folder in folders.values() for path in folder.rglob("*.mp4")]
     advice = ("if --root is right, download the data set (README, 'Prepare') and run python "
               "data.py faces; python train.py --data demo needs no download")
@@ -206,13 +206,13 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
         advice = f"cut the videos first: python data.py faces --data {dataset} --root {root}"
     elif others:
         advice = f"there are crops of {', '.join(others)}: choose that --quality, or download more"
-    sys.exit(f"no {dataset} face crops of the {split} split in "
-             f"{folders['real'] if 'real' in folders else root}/{kind}/<video>/<frame>.png; "
+    place = next(iter(folders.values())) / kind
+    sys.exit(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png; "
              f"{advice}")
 
 
 def training_videos(videos, needs_masks=True):
-    """The videos that can be trained on, or the end of the program with a sentence.
+    """The videos that can be trained on. Ends the program if real or fake ones are missing.
 
     videos: list_videos of the training split. A fake without any mask is left out if the training
     needs masks.
@@ -224,8 +224,8 @@ def training_videos(videos, needs_masks=True):
     reals = sum(not video.label for video in usable)
     if reals in (0, len(usable)):
         sys.exit(f"there are {reals} real and {len(usable) - reals} fake videos to train on, but "
-                 "both kinds are needed. python data.py check says what is missing. masks.py makes "
-                 "masks from fakes and real videos of one quality; a benchmark's own lie in "
+                 "both kinds are needed. python data.py check says what is missing. masks.py needs "
+                 "a fake and its real video in the same quality. A benchmark's own masks lie in "
                  "masks/, beside frames/ (--mask given)")
     return usable
 
@@ -323,7 +323,7 @@ class Operation(NamedTuple):
     name: str               # with its unit, for axes and tables
     function: Callable
     drawn: tuple            # the range that training draws from, both ends included
-    sweep: tuple            # the strengths of evaluate.py --sweep, from none to much
+    sweep: tuple            # the strengths of evaluate.py --sweep, from little to much
 
 
 # READING Sec. IV-A3: the paper gives three operations, p = 0.5 and a random order. The ranges
@@ -446,7 +446,7 @@ class TestFrames(torch.utils.data.Dataset):
 
 
 def evenly_spread(items, count):
-    """At most `count` of the items, evenly spread, the first and the last among them."""
+    """At most `count` of the items, evenly spread from the first to the last."""
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[place] for place in places]
 
@@ -525,7 +525,7 @@ def read_frames(video, wanted):
 # own code [3], pushed inside the frame.
 CROP_SCALE = 1.3
 CROP_SIZE = 299
-DETECTOR_SIDE = 1280    # px; CenterFace finds only parts of faces that are much larger than this
+DETECTOR_SIDE = 1280    # px; larger frames are reduced, as CenterFace misses parts of large faces
 
 
 def load_detector():
@@ -592,7 +592,7 @@ def write_crops(video, boxes, folder):
     for index, frame in read_frames(video, list(boxes)):
         x, y, side, width = boxes[index]
         if frame.shape[1] != width:
-            raise ValueError(f"it is {frame.shape[1]} pixels wide, but its real video {width}")
+            raise ValueError(f"it is {frame.shape[1]} pixels wide, but its boxes are for {width}")
         face = Image.fromarray(frame[y:y + side, x:x + side])
         face = face.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
         face.save(part / f"{index:04d}.png")
@@ -600,7 +600,7 @@ def write_crops(video, boxes, folder):
     if count < len(boxes):
         count_frames(video)                     # ValueError if it is damaged and not just shorter
     if count == 0:
-        raise ValueError("it has none of the frames of its real video")
+        raise ValueError("it has none of the frames that were to be cut")
     os.replace(part, folder)
 
 
@@ -650,9 +650,10 @@ def boxes_of(job):
     for _, folder in job.outputs:
         old += folder.parents[2].glob(f"masks_*/{folder.name}")
     if old:
-        # Nothing new fits these crops and masks without their boxes. This program deletes none.
-        raise ValueError(f"{job.boxes} is missing, so {job.source} can only be cut anew; first "
-                         f"delete {' '.join(map(str, dict.fromkeys(old)))}")
+        # Without the boxes, new crops would not line up with these. This program deletes nothing.
+        raise ValueError(f"{job.boxes} is missing, and new crops would not line up with the old "
+                         f"ones. To cut {job.source} again, first delete "
+                         f"{' '.join(map(str, dict.fromkeys(old)))}")
     wanted = evenly_spread(range(count_frames(job.source)), job.count)
     boxes = find_boxes(read_frames(job.source, wanted), load_detector())
     if not boxes:
@@ -666,7 +667,7 @@ def cut_job(job):
     try:
         boxes = boxes_of(job)
     except ValueError as error:
-        return [f"{error} ({len(job.outputs)} videos not cut)"]
+        return [f"{error} (this concerns {len(job.outputs)} videos)"]
     problems = []
     for video, folder in job.outputs:
         try:
@@ -678,21 +679,21 @@ def cut_job(job):
 
 
 def faces(dataset, root, workers):
-    """Cuts every video on disk that has no crops yet."""
+    """Cuts every video of the splits that is on disk and has no crops yet."""
     jobs = face_jobs(dataset, root)
     if not jobs:
         sys.exit(f"no videos under {root}; expected the layout of the download (README, 'Prepare')")
-    load_detector()                             # a missing package is said before the work begins
+    load_detector()                             # a missing package ends the program now, not later
     ffmpeg()
     found = thread_map(cut_job, jobs, max_workers=workers, desc="videos with their fakes",
                        leave=False)
     counts = [[len(names(folder)) for _, folder in job.outputs] for job in jobs]
-    short = [f"{folder} ({count} of {of_job[0]})"           # the real video comes first
+    short = [f"{folder} ({count} of {max(of_job)})"
              for job, of_job in zip(jobs, counts)
-             for (_, folder), count in zip(job.outputs, of_job) if 0 < count < of_job[0]]
+             for (_, folder), count in zip(job.outputs, of_job) if 0 < count < max(of_job)]
     if short:
-        print("These videos are shorter than the one whose boxes cut them, and keep the frames "
-              f"that they have: {', '.join(short)}")
+        print("These videos are shorter than others with the same boxes. Only the frames that they "
+              f"have were cut: {', '.join(short)}")
     counts = sum(counts, [])
     print(f"{np.count_nonzero(counts)} of {len(counts)} videos have face crops")
     problems = sum(found, [])
@@ -702,8 +703,8 @@ def faces(dataset, root, workers):
 
 # ---------------------------------------------------------------- is a tree fit to train on?
 # A forgery changes less than half of a crop, so the median of 1 - SSIM over a crop tells how well
-# two crops line up. On two real pairs it was .02 on c23 and .07 on c40. With a box that is 4 px off
-# it was .16 to .23 on c23, and .10 to .19 on c40, where a small error may pass.
+# two crops line up. Two pairs of FF++ that do had .02 on c23 and .07 on c40. With a box 4 px off,
+# they had .16 to .23 on c23 and .10 to .19 on c40, where a small error may therefore pass.
 MISALIGNED = 0.15
 
 
@@ -764,7 +765,7 @@ def print_shares(method, shares):
 
 
 def check(dataset, root, quality, mask, workers):
-    """Decodes everything and names what is missing. What is wrong ends it with exit status 1."""
+    """Decodes all videos of a quality and names what is missing; exit status 1 if it is wrong."""
     splits = official_split(dataset, root)
     kind = crops_kind(dataset, root, mask)
     other = "frames" if kind == "faces" else "faces"
@@ -813,11 +814,11 @@ def main():
     args = parser.parse_args()
     root = args.root or ROOTS[args.data]
     if args.command == "check":
-        check(args.data, root, args.quality, args.mask, args.workers)
+        check(args.data, root, args.quality, args.mask, args.workers or 1)
     elif args.data == "demo":
         parser.error("the demo's faces are drawn as crops; there is nothing to cut")
     else:
-        faces(args.data, root, args.workers)
+        faces(args.data, root, args.workers or 1)
 
 
 # ---------------------------------------------------------------- FF++'s official split

@@ -63,8 +63,8 @@ def auc(labels, scores):
     """Area under the ROC curve: the chance that a fake scores above a real; a tie is half a win.
 
     labels (n,) of 0 and 1; scores (n,) any numbers. None if only one class is there.
-    Example: reals 0.2 and 0.6, and one fake 0.6, which wins against 0.2 and ties with 0.6. That is
-    1.5 of 2, AUC 0.75. In counts of the distinct scores: real_counts [1, 1], fake_counts [0, 1].
+    Example: two reals score 0.2 and 0.6, one fake 0.6. It wins against 0.2 and ties with 0.6: 1.5
+    wins of 2, AUC 0.75. In counts of the distinct scores: real_counts [1, 1], fake_counts [0, 1].
     """
     is_fake = np.asarray(labels) == 1
     distinct, rank = np.unique(scores, return_inverse=True)     # equal scores share a rank
@@ -86,7 +86,8 @@ def accuracy(labels, scores, of=None):
     """Share of right answers at P(fake) > 0.5; of=0 or 1: among reals or fakes. None without any.
 
     READING Sec. IV-A4: the paper does not name the threshold of "Acc". We use 0.5. With two classes
-    that is where the larger logit decides; with five, where all forgeries together reach one half.
+    this means the class with the larger logit. With five, a frame is fake if the probabilities of
+    the four forgeries sum to more than 0.5.
     """
     labels = np.asarray(labels)
     right = (np.asarray(scores) > 0.5) == (labels == 1)
@@ -157,7 +158,7 @@ def count_pixels(probs, mask):
     """Counts the pixels of each frame by ground truth and by P(fake): (B, 2, STEPS) int64.
 
     probs (B, S, S) in 0..1, mask (B, S, S) of 0 and 1. counts[b, 1, 700] is the number of forged
-    pixels of frame b with P(fake) from 0.700 to 0.701. All numbers of the map follow from these.
+    pixels of frame b with P(fake) from 0.700 to 0.701. IoU, pixel AUC and marked area follow.
     """
     B = len(probs)
     step = (probs * STEPS).long().clamp(0, STEPS - 1)           # (B, S, S), the last index
@@ -188,12 +189,13 @@ def map_numbers(counts):
 
 # What predict finds is a dictionary of NumPy arrays over n frames:
 #   index (n,)       place among all frames of the test set; video (n,) index into its videos
-#   has_mask (n,)    bool; names is a list of (data set, method, video's id, file name)
+#   has_mask (n,)    bool
+#   names            a list of n tuples (data set, method, video's id, file name)
 #   score (n,)       P(fake)
 #   iou (n, 19), marked (n,)          of the map, see map_numbers
 #   counts (videos, 2, STEPS)         count_pixels of a video's frames that have a mask
 #   masks (n, P) bool                 on a grid of about 100 x 100 pixels
-#   marks (n, P / 8) uint8            where the map is 0.5 or more, 8 pixels to a byte
+#   marks (n, P / 8) uint8            where the map is 0.5 or more, 8 pixels to a byte, padded
 # The baseline has no map, so iou, marked and marks are missing.
 @torch.inference_mode()
 def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
@@ -212,7 +214,8 @@ def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
     found = collections.defaultdict(list)
     grid = slice(None, None, max(1, size // 75))
     run.net.eval()
-    # What is kept here is a new tensor. One from a loading process would keep a file open.
+    # We keep only new tensors, never a batch itself, which would keep a file of its loading
+    # process open.
     for batch in tqdm(loader, test.name, leave=False, disable=share[0] > 0):
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         score, probs = scores_and_maps(run.net, batch["image"])
@@ -348,6 +351,7 @@ def evaluate(run, test, operation=None, strength=None, reference=None):
             **summarize(found, test.videos, method, threshold),
             **constant_mask(found["masks"][methods == method])}
     for column in ("iou_constant", "pixel_auc_constant"):
+        # The mean over methods, each with a mask of its own.
         result[column] = mean_or_none([row[column] for row in result["methods"].values()])
     if reference:
         result["agreement"] = agreement(found, reference, is_fake)
@@ -373,7 +377,7 @@ COMPARED = ("frame_acc frame_auc video_acc video_auc iou iou_val iou_constant pi
 
 
 def show(value):
-    """A cell of a table: text and whole numbers as they are, others to three digits."""
+    """A cell of a table: text and whole numbers as they are, others to three decimals."""
     if value is None:
         return "n/a"
     return str(value) if isinstance(value, (int, str)) else f"{value:.3f}"
@@ -421,10 +425,10 @@ def result_tables(results):
             lines = [[row["test"], *(row[key] for key in keys)] for row in shown]
             if lines:
                 texts.append(markdown([["test set", *(columns[key] for key in keys)], *lines]))
-    if results[0]["iou"] is not None:
-        texts.append("Constant masks, one for each method, are fitted to the test frames: this is "
-                     "what a map can reach\nwithout looking at the picture. Agreement is the IoU "
-                     "with the map of the same frame in the\ntraining's quality; in a sweep, with "
+    if any(result["iou"] is not None for result in results):
+        texts.append("Constant masks show what a map can reach without looking at the picture: one "
+                     "mask for each method,\nfitted to the test frames. Agreement is the IoU with "
+                     "the map of the same frame in the quality of\nthe training; in a sweep, with "
                      "that of the undegraded frame.")
     for result in results:
         if result["intervals"]:
@@ -657,7 +661,7 @@ def figure_4(fakes):
 def pooled_features(run, test):
     """What the last layers read of n frames: (n, C) float32, and the method of each frame (n,).
 
-    LiSiam: Z after pooling; the baseline: its last feature map after pooling.
+    LiSiam: Z after pooling (Model-F: X_c); the baseline: its last feature map after pooling.
     """
     pooled = []                                 # (B, C) of each batch
     last_layers = run.net.fc if isinstance(run.net, XceptionClassifier) else run.net.f_mlp.f_mlp
@@ -700,7 +704,7 @@ def figure_5(runs, tests, path):
 def figure_6(runs, tests):
     """Fig. 6: target, source and fakes; their ground truth; each network's map and mask.
 
-    The rows of the input and of the networks come again for each quality.
+    For each quality there is a row for the input and two rows for each network.
     READING Fig. 6: the paper does not name the threshold of the mask. We take 0.5.
     """
     people, fakes = examples(tests[0].videos)
@@ -741,7 +745,7 @@ def figures_7_and_8(runs, fakes):
 
 
 def draw_figures(runs, tests, folder):
-    """Figs. 3 to 8 as PNG. Figs. 5, 6 and 8 show all test sets, the others the first one."""
+    """Figs. 3 to 8 as PNG. Figs. 5, 6 and 8 show all qualities, the others the first one."""
     tests = [test for test in tests if test.data == tests[0].data]
     where = ", ".join(test.name for test in tests)
     _, fakes = examples(tests[0].videos)
@@ -824,7 +828,7 @@ def frames_and_boxes(name, args, detect):
 
 
 def report_faces(run, args, folder):
-    """--image and --video. What cannot be judged is named; then the exit status is not 0."""
+    """--image and --video. Names the files that cannot be scored; the exit status is then 1."""
     detect = None if args.crop == "none" else data.load_detector()
     problems = []
     for name in args.image or [args.video]:
@@ -834,8 +838,8 @@ def report_faces(run, args, folder):
         except ValueError as error:
             problems.append(str(error))
         else:
-            report_face(run, name, frames, boxes,
-                        folder / f"{path.parent.name}_{path.name}_map.png")
+            file = "_".join(path.parts[-4:]).replace(path.anchor, "")       # c23_faces_000_0012.png
+            report_face(run, name, frames, boxes, folder / f"{file}_map.png")
     print("A score is not a proof. It says how much a face resembles the fakes that this network "
           f"was trained on ({trained_on(run.trained)}).")
     if problems:
@@ -866,7 +870,7 @@ def parse_arguments(argv=None):
     flag("--tables", nargs="+", metavar="JSON", help="instead: a row for each model in these files")
     flag("--image", nargs="+", help="instead: P(fake) of the largest face in each picture")
     flag("--video", help="instead: P(fake) of this video, the mean over --frames (100) frames")
-    flag("--crop", choices=["auto", "none"], default="auto", help="none: --image is a face crop")
+    flag("--crop", choices=["auto", "none"], default="auto", help="none: these are face crops")
     args = parser.parse_args(argv)
     if args.frames is not None and not 1 <= args.frames <= (500 if args.video else 10 ** 9):
         parser.error("--frames must be at least 1, and for a --video at most 500")
@@ -899,7 +903,7 @@ def find_tests(args, mask):
             name = " ".join(filter(None, (dataset, quality, args.split)))
             if args.frames:
                 name += f", {args.frames} frames a video"
-            if args.mask:
+            if args.mask and dataset in data.TRAINABLE:
                 name += f", {args.mask} masks"
             videos = data.require_videos(dataset, root, quality, args.split, mask)
             if mask and dataset in data.TRAINABLE and not any(any(v.masks) for v in videos):
@@ -912,8 +916,8 @@ def find_tests(args, mask):
 def test_run(run, tests):
     """One network on several TestSets: yields (test, result, what predict found) after each.
 
-    The training quality is tested first. Its maps are the reference for the same frames in other
-    qualities.
+    The training quality, if it is among them, is tested first. Its maps are the reference for the
+    same frames in other qualities.
     """
     references = {}                             # {data set: what was found}
     for test in sorted(tests, key=lambda test: test.quality != run.trained["quality"]):
@@ -963,7 +967,7 @@ def main():
     if args.sweep:
         sweep_plot(tests[0].name, sweeps, folder / "sweep.png")
     if args.figures:
-        draw_figures(runs, tests if runs else find_tests(args, "ssim"), folder)
+        draw_figures(runs, tests if runs else find_tests(args, args.mask or "ssim"), folder)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ def best_pair(video):
     READING Sec. III-E: the paper does not say from which quality masks are made. Compression itself
     changes structure. On a real pair of Deepfakes, masks from c40 marked 56 % of the face box and
     36 % of what lies outside it; masks from c23 marked 40 % and 4 %. On other frames, masks from c0
-    and c23 agreed within 1 %. So we take c0 if fake and real are there in it, else c23, else c40.
-    The result serves all qualities, and the two frames of a pair never come from different ones.
+    and c23 agreed within 1 %. So we take the best quality that has both the fake and its real
+    video. Its masks serve all qualities. The two frames of a pair never come from different ones.
     """
     _, _, _, kind, id = video.frames[0].parts[-6:-1]
     method_folder = video.frames[0].parents[3]
@@ -114,9 +114,10 @@ def write_video_masks(video, mask):
         return []
     fake, real, quality = pair
     folder = data.mask_folder(fake, mask)
-    note = folder / "quality.txt"               # from which quality the masks beside it were made
+    note = folder / "quality.txt"               # from which quality the first mask was made
     if quality != "c40" and note.exists() and note.read_text() == "c40":
-        return [f"{folder} was made from c40, but {quality} is there now; delete it, and run again"]
+        return [f"the masks in {folder} were made from c40, but there is {quality} now, which "
+                "gives better ones; delete the folder and run again"]
     problems = []
     for name in missing_names(video, mask):
         try:

@@ -203,9 +203,9 @@ class SeparableConvUnit(nn.Module):
       second step   depthwise, stride 2: (21 + 2 * 1 - 3) // 2 + 1 = 11;   padded 1x1: 11 + 2 = 13
     READING Sec. III-A: the order of the layers follows the release: one ReLU, between the two
     steps, and dropout 0.1 of whole channels.
-    READING Sec. III-A: "separable convolutions [32]". Ours are Xception's, with nothing between the
-    3x3 and the 1x1, where [32] has BatchNorm and ReLU. The release uses dense 3x3 convolutions
-    instead, which cost 4.7 million more parameters.
+    READING Sec. III-A: "separable convolutions [32]". We use Xception's form: nothing stands
+    between the 3x3 and the 1x1, where [32] has BatchNorm and ReLU. The release has dense 3x3
+    convolutions instead of depthwise ones, which cost 4.7 million more parameters.
     READING Sec. III-A: no biases, as in Xception. In the 1x1, BatchNorm makes a bias superfluous.
     In the 3x3, a bias would shift the inside, but not the zeros with which the 1x1 is padded.
     """
@@ -285,8 +285,8 @@ class MaskGuidedTransformer(nn.Module):
         k = self.f_k(x_real).flatten(2)                  # Eq. (10)  column j: k_j (B, 512, N)
         v = self.f_v(x_real).flatten(2).transpose(1, 2)  # Eq. (11)  row j: v_j    (B, N, 512)
         # READING Eq. (12): the softmax runs over j, the real positions. The paper prints no index.
-        # It prints no 1 / sqrt(C) either, so the products are large. bfloat16, which stores 7 bits
-        # of a number, is too coarse for them, so this line computes in float32.
+        # It prints no 1 / sqrt(C) either, so the products are large. The 7-bit mantissa of bfloat16
+        # is too coarse for them, so this line computes in float32.
         with torch.autocast(q.device.type, enabled=False):
             attn = (q.float() @ k.float()).softmax(dim=2)  # Eq. (12)  a_ij          (B, N, N)
             attn = self.dropout(attn).to(v.dtype)
@@ -438,9 +438,9 @@ def precision(device):
 def autocast(device):
     """The context in which the network runs.
 
-    READING Sec. IV-B: the paper does not name a precision. Parameters, the attention weights of
-    Eq. (12), f_seg, f_mlp and all losses are computed in float32. On a GPU, PyTorch lets
-    convolutions in float32 use TF32, which stores 10 bits of a number; f_seg is one of them.
+    READING Sec. IV-B: the paper does not name a precision. Parameters are stored in float32. The
+    attention weights of Eq. (12), f_seg, f_mlp and all losses are computed in float32. On a GPU,
+    PyTorch may compute float32 convolutions, such as f_seg, in TF32 with its 10-bit mantissa.
     """
     return torch.autocast(device, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
 

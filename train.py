@@ -187,7 +187,8 @@ def main(argv=None):
     if settings["resume"]:
         checkpoint = run.resume(net)
     else:
-        if settings["pretrained"] != "none" and rank == 0:      # which hands them to the others
+        # DistributedDataParallel copies the weights of rank 0 to the other processes.
+        if settings["pretrained"] != "none" and rank == 0:
             print(load_xception_weights(net, settings["pretrained"]))
         checkpoint = run.begin(net)
     iteration, best = checkpoint["iteration"], checkpoint["best"]
@@ -221,9 +222,10 @@ def main(argv=None):
             bar.update()
 
             ends_stage = iteration == end
-            saves = ends_stage or iteration % settings["save_every"] == 0
             # Stage 1 leaves the head untrained, so there is nothing to validate.
             validates = stage > 1 and (ends_stage or iteration % settings["eval_every"] == 0)
+            # A resumed run must know what best.pt holds, so last.pt is saved with it.
+            saves = ends_stage or validates or iteration % settings["save_every"] == 0
             if saves or validates or iteration % LOG_EVERY == 0:
                 log_step(run, bar, iteration, stage, rate, {"loss": loss, **parts}, net)
             if validates:
@@ -382,7 +384,7 @@ class RunFolder:
         return self.last.stat().st_mtime_ns if self.last.exists() else None
 
     def begin(self, net):
-        """Writes an empty log and last.pt of iteration 0, which makes the folder this run's."""
+        """Writes an empty log and last.pt of iteration 0. From then on the folder is this run's."""
         checkpoint = {"iteration": 0, "best": -1.0, "optimizer": None}
         if self.writes:
             (self.folder / "best.pt").unlink(missing_ok=True)   # an older run's
@@ -393,12 +395,14 @@ class RunFolder:
     def resume(self, net):
         """Loads last.pt if settings and videos are the same; forgets later lines of the log."""
         checkpoint = torch.load(self.last, map_location="cpu", weights_only=True)
-        now = {**self.settings, "training videos": self.videos}
-        then = {**checkpoint["settings"], "training videos": checkpoint["videos"]}
-        for name in now:
-            if name not in FREE_TO_CHANGE and now[name] != then.get(name):
-                sys.exit(f"{self.last} was trained with {name} = {then.get(name)}, not "
-                         f"{now[name]}; resume with the run's own, or use another --out")
+        then = checkpoint["settings"]
+        for name, value in self.settings.items():
+            if name not in FREE_TO_CHANGE and value != then.get(name):
+                sys.exit(f"{self.last} was trained with {name} = {then.get(name)}, not {value}; "
+                         "resume with the run's own, or use another --out")
+        if self.videos != checkpoint["videos"]:
+            sys.exit(f"the training videos or their masks are others than those of {self.last}; "
+                     "restore them, or start a new run with another --out")
         net.load_state_dict(checkpoint["model"])
         if self.writes:
             lines = (self.folder / "log.jsonl").read_text().splitlines(keepends=True)
@@ -601,7 +605,7 @@ def parse_arguments(argv=None):
 
 
 def run_name(settings):
-    """The run's name, such as ff++-c40-lisiam-G-seed1: what differs from the defaults is named."""
+    """The run's name, such as ff++-c40-lisiam-G-seed1. Runs with other numbers need an --out."""
     names = [settings["data"], settings["quality"], settings["model"]]
     others = {
         "5classes": settings["num_classes"] == 5,

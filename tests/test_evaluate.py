@@ -844,7 +844,8 @@ def test_a_crop_goes_in_as_it_is_and_what_cannot_be_judged_is_named(
     said = capsys.readouterr().out
     for part in (f"{crop}: P(fake) 0.", "side 64", "not a proof", "FaceSwap only"):
         assert part in said
-    drawn = tmp_path / "run" / f"{tmp_path.name}_crop.png_map.png"
+    name = "_".join([*tmp_path.parts[-3:], "crop.png_map.png"])
+    drawn = tmp_path / "run" / name
     assert Image.open(drawn).size == (64, 64)
 
 

@@ -265,8 +265,8 @@ def test_without_the_boxes_the_folders_to_delete_are_named(tmp_path, made_up, cr
     before = contents(tmp_path)
     (sentence,) = data.cut_job(job)
     assert contents(tmp_path) == before
-    assert sentence.startswith(f"{job.boxes} is missing") and "(4 videos not cut)" in sentence
-    named = [word for word in sentence.split("delete ")[1].split() if word.startswith("/")]
+    assert sentence.startswith(f"{job.boxes} is missing") and "concerns 4 videos" in sentence
+    named = [word for word in sentence.split("first delete ")[1].split() if word.startswith("/")]
     assert sorted(named) == sorted(map(str, old))
     for folder in named:
         shutil.rmtree(folder)
@@ -281,7 +281,7 @@ def test_without_the_boxes_the_folders_to_delete_are_named(tmp_path, made_up, cr
     (f"{METHODS}/FaceSwap/c23/videos/071_054.mp4", {"whole": 20}, "cannot be decoded", 4),
     (f"{METHODS}/FaceSwap/c23/videos/071_054.mp4", {"frames": 0}, "none of the frames", 4),
     (f"{METHODS}/FaceSwap/c23/videos/071_054.mp4", {"width": 200},
-     "200 pixels wide, but its real video 96", 4),
+     "200 pixels wide, but its boxes are for 96", 4),
 ])
 def test_what_cannot_be_cut_is_named_after_all_else_is_cut(
         tmp_path, made_up, monkeypatch, capsys, path, about, part, cut):

@@ -503,6 +503,12 @@ def ctrl_c_after_the_save_of(last, monkeypatch):
         yield
 
 
+def test_last_is_saved_whenever_best_may_have_been(masked_tree, tmp_path, monkeypatch):
+    """Else a resumed run would not know the AUC of its own best.pt, and might replace it."""
+    with ctrl_c_after_the_save_of(3, monkeypatch):              # within stage 3
+        run(masked_tree, tmp_path / "run", (1, 1, 2), "--save-every", 50, "--eval-every", 3)
+
+
 def test_a_run_stops_if_another_run_has_written_into_its_folder(
         masked_tree, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
