@@ -184,13 +184,7 @@ def main(argv=None):
     net = build_network(settings)
     pairs, val_videos = prepare_data(settings, rank, world)
     run = RunFolder(settings, pairs, rank)
-    if settings["resume"]:
-        checkpoint = run.resume(net)
-    else:
-        # DistributedDataParallel copies the weights of rank 0 to the other processes.
-        if settings["pretrained"] != "none" and rank == 0:
-            print(load_xception_weights(net, settings["pretrained"]))
-        checkpoint = run.begin(net)
+    checkpoint = run.resume(net) if settings["resume"] else run.begin(net)
     iteration, best = checkpoint["iteration"], checkpoint["best"]
     net.to(settings["device"], memory_format=torch.channels_last)       # faster
     if world > 1 and settings["device"] == "cuda":
@@ -384,9 +378,15 @@ class RunFolder:
         return self.last.stat().st_mtime_ns if self.last.exists() else None
 
     def begin(self, net):
-        """Writes an empty log and last.pt of iteration 0. From then on the folder is this run's."""
+        """Loads pretrained weights and writes an empty log and last.pt of iteration 0.
+
+        From then on the folder belongs to this run.
+        """
         checkpoint = {"iteration": 0, "best": -1.0, "optimizer": None}
         if self.writes:
+            # DistributedDataParallel copies the weights of rank 0 to the other processes.
+            if self.settings["pretrained"] != "none":
+                print(load_xception_weights(net, self.settings["pretrained"]))
             (self.folder / "best.pt").unlink(missing_ok=True)   # an older run's
             data.write_whole(self.folder / "log.jsonl", b"")
         self.save("last.pt", net, **checkpoint)

@@ -454,8 +454,8 @@ def cells_of(table):
 def test_a_result_is_shown_in_tables_of_the_decision_and_of_the_map():
     """Each for all and for each method. Beside the map stand the constant masks."""
     fakes = {"videos": 4, "frames": 12, "frame_auc": 0.25, "iou": 0.31}
-    result = result_of(videos=10, frames=30, frame_acc_real=None, iou=0.6, iou_val=0.05, iou_constant=0.44,
-                       methods={"FaceSwap": fakes}, intervals={"frame_auc": [0.912, 0.934]})
+    result = result_of(videos=10, frames=30, frame_acc_real=None, iou=0.6, iou_val=0.05,
+                       iou_constant=0.44, methods={"FaceSwap": fakes}, intervals={"frame_auc": [0.912, 0.934]})
     texts = evaluate.result_tables([result]).split("\n\n")
     decision, maps, decision_by_method, maps_by_method, sentence, spans = texts
     head, rows = cells_of(decision)
@@ -699,11 +699,12 @@ def test_figures_are_drawn_of_three_networks_and_two_qualities(
     titles = ["input", "SSIM", *(f"grey map, {name}" for name in networks),
               *(f"Grad-CAM, {name}" for name in networks)]
     assert list(grids["Fig. 7"]) == list(grids["Fig. 8"]) == titles
-    columns = [*METHODS, *(f"{method} (2)" for method in METHODS)]        # the two pairs of the split
+    columns = [*METHODS, *(f"{method} (2)" for method in METHODS)]      # of two pairs
     assert list(grids["Fig. 7"]["input"]) == columns
     for name in networks:                       # hot is red, cold is blue
         heat = grids["Fig. 7"][f"grey map, {name}"]["FaceSwap"]
-        red, _, blue = np.moveaxis(grids["Fig. 7"][f"Grad-CAM, {name}"]["FaceSwap"].astype(int), 2, 0)
+        coloured = grids["Fig. 7"][f"Grad-CAM, {name}"]["FaceSwap"].astype(int)
+        red, _, blue = np.moveaxis(coloured, 2, 0)
         assert (red - blue)[heat > 0.9].min() > (red - blue)[heat < 0.1].max()
     columns = [f"{method} {quality}" for quality in ("c23", "c40") for method in METHODS]
     assert list(grids["Fig. 8"]["input"]) == columns

@@ -660,7 +660,8 @@ def test_the_first_checkpoint_of_rank_0_does_not_stop_the_other_processes(tmp_pa
     """A slow process finds last.pt in the folder, but it is that of its own run."""
     pairs = data.TrainingPairs([], size=48)
     for rank in (0, 1):
-        run_folder = train.RunFolder({"out": str(tmp_path), "resume": False}, pairs, rank)
+        settings = {"out": str(tmp_path), "resume": False, "pretrained": "none"}
+        run_folder = train.RunFolder(settings, pairs, rank)
         run_folder.begin(torch.nn.Linear(1, 1))
     assert read(tmp_path / "last.pt")["iteration"] == 0
 
