@@ -94,6 +94,7 @@ def test_celeb_df_is_tested_by_its_official_list_where_1_means_real(tmp_path):
     assert [video.label for video in videos] == [0, 0, 1]
     assert all(video.masks == [None, None] for video in videos)
     assert data.list_videos("celeb-df-v2", tmp_path, "c23", "train") == []
+    assert data.list_videos("celeb-df-v2", tmp_path, None, "test", "given") == videos
     path.unlink()
     assert f"no {path}" in stopped(data.list_videos, "celeb-df-v2", tmp_path, "c23", "test")
 

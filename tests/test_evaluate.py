@@ -455,7 +455,8 @@ def test_a_result_is_shown_in_tables_of_the_decision_and_of_the_map():
     """Each for all and for each method. Beside the map stand the constant masks."""
     fakes = {"videos": 4, "frames": 12, "frame_auc": 0.25, "iou": 0.31}
     result = result_of(videos=10, frames=30, frame_acc_real=None, iou=0.6, iou_val=0.05,
-                       iou_constant=0.44, methods={"FaceSwap": fakes}, intervals={"frame_auc": [0.912, 0.934]})
+                       iou_constant=0.44, methods={"FaceSwap": fakes},
+                       intervals={"frame_auc": [0.912, 0.934]})
     texts = evaluate.result_tables([result]).split("\n\n")
     decision, maps, decision_by_method, maps_by_method, sentence, spans = texts
     head, rows = cells_of(decision)

@@ -108,6 +108,9 @@ def test_a_new_row_of_variants_and_a_new_data_set_are_flags_at_once(monkeypatch)
     settings = train.parse_arguments(["--data", "mine", "--variant", "H", *SMALL])
     assert build_network(settings).f_mt is None
     assert settings["root"] == "somewhere"
+    videos = [data.Video("mine", "Forged", "0", 1, [], [])]     # no method of FF++
+    monkeypatch.setattr(data, "list_videos", lambda *arguments: videos)
+    assert train.list_split(settings, "train") == videos
 
 
 def test_the_defaults_are_the_papers_numbers():
