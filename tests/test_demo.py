@@ -21,9 +21,9 @@ def draw_demo(root):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A third of the demo's people, drawn once for all tests."""
+    """A quarter of the demo's people, drawn once for all tests."""
     root = tmp_path_factory.mktemp("demo") / "tree"
-    splits = {"train": (range(80), 2), "val": (range(250, 254), 2), "test": (range(268, 292), 3)}
+    splits = {"train": (range(60), 2), "val": (range(250, 254), 2), "test": (range(268, 292), 3)}
     assert all(set(people) < set(demo_faces.SPLITS[name][0])
                for name, (people, _) in splits.items())
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def test_the_demo_is_complete_and_nobody_is_in_two_splits(demo):
     for split in data.SPLITS:
         for pair in json.loads((demo / "splits" / f"{split}.json").read_text()):
             people += pair
-    assert len(people) == len(set(people)) == 108
+    assert len(people) == len(set(people)) == 88
     splits = data.official_split("demo", demo)
     for quality in data.QUALITIES:
         for split in data.SPLITS:
