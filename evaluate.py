@@ -188,14 +188,15 @@ def map_numbers(counts):
 
 
 # What predict finds is a dictionary of NumPy arrays over n frames:
-#   index (n,)       place among all frames of the test set; video (n,) index into its videos
-#   has_mask (n,)    bool
-#   names            a list of n tuples (data set, method, video's id, file name)
-#   score (n,)       P(fake)
-#   iou (n, 19), marked (n,)          of the map, see map_numbers
-#   counts (videos, 2, STEPS)         count_pixels of a video's frames that have a mask
-#   masks (n, P) bool                 on a grid of about 100 x 100 pixels
-#   marks (n, P / 8) uint8            where the map is 0.5 or more, 8 pixels to a byte, padded
+#   index (n,)                  place of the frame among all frames of the test set
+#   video (n,)                  index into the videos of the test set
+#   has_mask (n,) bool
+#   names                       list of n tuples (data set, method, video's id, file name)
+#   score (n,)                  P(fake)
+#   iou (n, 19), marked (n,)    of the map, see map_numbers
+#   counts (videos, 2, STEPS)   count_pixels of a video's frames that have a mask
+#   masks (n, P) bool           on a grid of about 100 x 100 pixels
+#   marks (n, P / 8) uint8      where the map is 0.5 or more on that grid, 8 pixels to a byte
 # The baseline has no map, so iou, marked and marks are missing.
 @torch.inference_mode()
 def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
@@ -337,7 +338,7 @@ def evaluate(run, test, operation=None, strength=None, reference=None):
     if operation:
         test = test._replace(name=f"{test.name}, {operation.name} = {strength:.3g}")
     found = predict(run, test, operation and (operation.function, strength), keep_pixels=True)
-    threshold = run.trained["threshold"]        # that fitted the val masks best
+    threshold = run.trained["threshold"]        # the one that fitted the val masks best
     result = {
         "test": test.name, "data": test.data, "quality": test.quality,
         "operation": operation.name if operation else None, "strength": strength,
@@ -345,7 +346,7 @@ def evaluate(run, test, operation=None, strength=None, reference=None):
         "methods": {}, "intervals": {}, "agreement": None,
     }
     methods = np.array([video.method for video in test.videos])[found["video"]]     # (n,)
-    is_fake = ~np.isin(methods, data.REAL)                                          # (n,)
+    is_fake = np.array([video.label == 1 for video in test.videos])[found["video"]]     # (n,)
     for method in dict.fromkeys(methods[is_fake].tolist()):
         result["methods"][method] = {
             **summarize(found, test.videos, method, threshold),
@@ -421,7 +422,8 @@ def result_tables(results):
     for rows in (results, by_method):
         for columns in (DECISION, MAP):
             shown = [row for row in rows if columns is DECISION or row["iou"] is not None]
-            keys = [key for key in columns if shown and key in shown[0]]    # methods: no agreement
+            # Agreement is a number of whole test sets, not of a method.
+            keys = [key for key in columns if shown and key in shown[0]]
             lines = [[row["test"], *(row[key] for key in keys)] for row in shown]
             if lines:
                 texts.append(markdown([["test set", *(columns[key] for key in keys)], *lines]))
@@ -476,7 +478,7 @@ def frame_lines(checkpoint, test, found):
     """Lines of --csv: one for each frame of a test set. iou is empty where there is none."""
     lines = []
     for row, (dataset, method, id, frame) in enumerate(found["names"]):
-        label = int(method not in data.REAL)
+        label = test.videos[found["video"][row]].label
         score = found["score"][row]
         iou = found["iou"][row, MIDDLE] if "iou" in found else np.nan
         iou = "" if np.isnan(iou) else iou
@@ -906,7 +908,7 @@ def find_tests(args, mask):
             if args.mask and dataset in data.TRAINABLE:
                 name += f", {args.mask} masks"
             videos = data.require_videos(dataset, root, quality, args.split, mask)
-            if mask and dataset in data.TRAINABLE and not any(any(v.masks) for v in videos):
+            if mask and dataset in data.TRAINABLE and not any(any(video.masks) for video in videos):
                 print(f"{name}: there are no masks, so maps are not measured (python masks.py)")
             tests.append(TestSet(name, dataset, quality, videos, args.frames))
     data.look_at_first_frames([video for test in tests for video in test.videos], args.workers)

@@ -496,7 +496,7 @@ def load_xception_weights(network, source):
         kept = {name: own[name] for name in heads}              # another number of classes
     target.load_state_dict({**taken, **kept})                   # strict: names what is missing
     sentence = f"training starts from {len(taken.keys() - kept.keys())} tensors of {source}"
-    return f"{sentence}; its head is random" if kept else sentence
+    return f"{sentence}; the head is random" if kept else sentence
 
 
 def port_names(weights):

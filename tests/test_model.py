@@ -677,7 +677,7 @@ def test_a_head_that_does_not_fit_stays_random(bias_length, tmp_path):
     path = saved({**IMAGENET, "fc.bias": torch.ones(bias_length)}, tmp_path)
     sentence = load_xception_weights(baseline, path)
     # The public ports have 236 tensors without BatchNorm's counters; two of them are the head.
-    assert f"from 234 tensors of {path}; its head is random" in sentence
+    assert f"from 234 tensors of {path}; the head is random" in sentence
     for name, tensor in baseline.state_dict().items():
         expected = before if name.startswith("fc.") else OURS
         assert torch.equal(tensor, expected[name]), name
