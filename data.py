@@ -3,8 +3,8 @@ From videos on disk to training pairs: a clean crop, its degraded copy, its mask
 
 Read beside Sec. IV-A, Fig. 4.
   paper      code      shape, type            meaning
-  I^1        clean     (3, S, S) uint8 RGB    the crop as it is on disk; nothing degrades it
-  I^2        degraded  (3, S, S) uint8 RGB    its copy after JPEG, resizing and blur, each p = 0.5
+  I^1        clean     (S, S, 3) uint8 RGB    the crop as it is on disk; nothing degrades it
+  I^2        degraded  (S, S, 3) uint8 RGB    its copy after JPEG, resizing and blur, each p = 0.5
   X_gt       mask      (S, S) uint8           1 = manipulated; all zeros for a real frame
   alpha_gt   label     int                    1 = fake, 0 = real; of five classes: 0 real, 1 DF,
                                               2 FS, 3 F2F, 4 NT
@@ -282,8 +282,8 @@ def to_mask(mask, size):
 
 
 def to_tensor(image):
-    """Pillow RGB -> (3, H, W) uint8 tensor. Floats would be four times as many bytes to move."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    """Pillow RGB -> (H, W, 3) uint8 tensor. Floats would be four times as many bytes to move."""
+    return torch.from_numpy(np.array(image))
 
 
 # ---------------------------------------------------------------- Sec. IV-A3, Fig. 4: degradations
@@ -400,7 +400,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         return self.videos[order[place]], np.random.default_rng([self.seed, 1, n])
 
     def __getitem__(self, n):
-        """{"clean", "degraded": (3, S, S) uint8, "mask": (S, S) uint8, "label": int}"""
+        """{"clean", "degraded": (S, S, 3) uint8, "mask": (S, S) uint8, "label": int}"""
         video, rng = self.draw(n)
         samples = self.samples[video.key]
         frame, mask_path = samples[rng.integers(len(samples))]
@@ -434,7 +434,7 @@ class TestFrames(torch.utils.data.Dataset):
         return len(self.items)
 
     def __getitem__(self, n):
-        """{"image": (3, S, S) uint8, "mask": (S, S) uint8, "has_mask", "video": its index}"""
+        """{"image": (S, S, 3) uint8, "mask": (S, S) uint8, "has_mask", "video": its index}"""
         index, frame, mask_path = self.items[n]
         image, mask = read_face(frame, mask_path)
         image = to_size(image, self.size)
@@ -483,13 +483,14 @@ def ffmpeg():
     return imageio_ffmpeg
 
 
-def count_frames(video):
-    """The number of frames of a video, found by decoding all of it, because headers can be wrong.
+def count_frames(video, decoded=False):
+    """The number of frames of a video. ValueError if it is damaged.
 
-    The frames to keep are spread over the whole video, so they are known only after this pass. To
-    decode once would mean to keep every frame in memory, gigabytes for one video.
+    By default its packets are counted, one a frame, which takes a thirtieth of the time of decoding
+    them. Headers can be wrong. decoded=True decodes all frames, and so finds damage in any of them.
     """
-    command = [ffmpeg().get_ffmpeg_exe(), "-nostdin", "-i", str(video), "-map", "0:v:0"]
+    codec = [] if decoded else ["-c", "copy"]
+    command = [ffmpeg().get_ffmpeg_exe(), "-nostdin", "-i", str(video), "-map", "0:v:0", *codec]
     command += ["-xerror", "-f", "null", "-"]   # without -xerror damage looks like an early end
     done = subprocess.run(command, capture_output=True)
     counts = re.findall(rb"frame= *([0-9]+)", done.stderr)
@@ -501,21 +502,25 @@ def count_frames(video):
 def read_frames(video, wanted):
     """Yields (index, (H, W, 3) uint8 RGB) for the wanted indices, in rising order, at most 500.
 
-    Yields fewer if the video is shorter or damaged; count_frames tells the two apart.
+    Yields fewer if the video is shorter. ValueError if it is damaged.
     """
     terms = [f"eq(n,{index})" for index in wanted]
     # ffmpeg's parser fails on a sum of 101 terms, but takes a sum of shorter sums.
     sums = [f"({'+'.join(terms[start:start + 50])})" for start in range(0, len(terms), 50)]
     chosen = ["-vf", f"select='{'+'.join(sums)}'", "-fps_mode", "passthrough"]
     reader = ffmpeg().read_frames(str(video), input_params=["-xerror"], output_params=chosen)
+    count = 0
     try:
         width, height = next(reader)["size"]
         for index, pixels in zip(wanted, reader):
             yield index, np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+            count += 1
     except (OSError, RuntimeError):             # not a video, or an end within a frame
         raise ValueError(f"{video} cannot be decoded; download it again") from None
     finally:
         reader.close()
+    if count < len(wanted):
+        count_frames(video, decoded=True)       # ValueError if it is damaged and not just shorter
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: boxes and crops
@@ -596,10 +601,7 @@ def write_crops(video, boxes, folder):
         face = Image.fromarray(frame[y:y + side, x:x + side])
         face = face.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
         face.save(part / f"{index:04d}.png")
-    count = len(names(part))
-    if count < len(boxes):
-        count_frames(video)                     # ValueError if it is damaged and not just shorter
-    if count == 0:
+    if not names(part):
         raise ValueError("it has none of the frames that were to be cut")
     os.replace(part, folder)
 

@@ -139,7 +139,7 @@ def intervals(labels, scores, video):
 
 # ---------------------------------------------------------------- one pass over the frames
 def scores_and_maps(net, images):
-    """Eq. (1) on (B, 3, S, S) uint8 -> P(fake) (B,), the map's P(fake) (B, S, S); baseline: None.
+    """Eq. (1) on (B, S, S, 3) uint8 -> P(fake) (B,), the map's P(fake) (B, S, S); baseline: None.
 
     READING Sec. IV-A4: P(fake) is 1 - P(real), so that one rule serves two classes and five.
     Scores are in double precision. float32 would round many to 1.0, and ties cost AUC.
@@ -150,7 +150,7 @@ def scores_and_maps(net, images):
         return 1 - output.double().softmax(dim=1)[:, 0], None
     scores = 1 - output.cls_logits.double().softmax(dim=1)[:, 0]
     probs = output.seg_logits.softmax(dim=1)[:, 1:]             # (B, 1, 37, 37)
-    probs = F.interpolate(probs, size=images.shape[2:], mode="bilinear", align_corners=False)
+    probs = F.interpolate(probs, size=images.shape[1:3], mode="bilinear", align_corners=False)
     return scores, probs[:, 0]
 
 
@@ -772,7 +772,7 @@ def draw_figures(runs, tests, folder):
 
 # ---------------------------------------------------------------- one picture, one video
 def crop_tensor(crop, size):
-    """A face crop (H, W, 3) uint8 of any size -> (3, size, size) uint8 tensor."""
+    """A face crop (H, W, 3) uint8 of any size -> (size, size, 3) uint8 tensor."""
     return data.to_tensor(data.to_size(Image.fromarray(crop), size))
 
 

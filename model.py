@@ -418,14 +418,15 @@ class XceptionClassifier(nn.Module):
 
 # ---------------------------------------------------------------- what a network needs around it
 def to_input(images):
-    """(B, 3, S, S) uint8 RGB -> float32 in [-1, 1], in channels_last layout, which is faster.
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32 in [-1, 1].
 
+    Its memory layout stays that of the pixels, which is the faster one (channels_last).
     READING Sec. IV-A3: the paper does not name the normalization. Mean and standard deviation 0.5
     are those of nearly all public ports of Xception. Our input is RGB, the order that the ImageNet
     weights were trained on; the release feeds OpenCV's BGR instead.
     """
-    images = (images.float() * (1 / 255) - 0.5) / 0.5           # bit-equal to torchvision's v2
-    return images.contiguous(memory_format=torch.channels_last)
+    images = images.permute(0, 3, 1, 2)                         # (B, 3, S, S)
+    return (images.float() * (1 / 255) - 0.5) / 0.5             # bit-equal to torchvision's v2
 
 
 def precision(device):

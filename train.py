@@ -498,8 +498,7 @@ def panel(net, batch, settings, path):
     run = evaluate.Run("", net, trained=settings, call=settings)
     rows = {}
     for k in [*np.flatnonzero(labels)[:4], *np.flatnonzero(labels == 0)[:2]]:
-        clean = batch["clean"][k].permute(1, 2, 0).numpy()
-        degraded = batch["degraded"][k].permute(1, 2, 0).numpy()
+        clean, degraded = batch["clean"][k].numpy(), batch["degraded"][k].numpy()
         _, maps = evaluate.judge(run, [clean, degraded])
         rows[f"{k}: {'fake' if labels[k] else 'real'}"] = {
             "clean": clean, "degraded": degraded, "mask": batch["mask"][k].numpy(),

@@ -91,11 +91,11 @@ def print_row(title, measured, args):
 def made_up_batch(args):
     """A batch as data.TrainingPairs' loader gives it: bytes, in page-locked memory for CUDA."""
     generator = torch.Generator().manual_seed(0)
-    shape = (args.batch_size, 3, args.size, args.size)
+    shape = (args.batch_size, args.size, args.size, 3)
     batch = {
         "clean": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
         "degraded": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
-        "mask": (torch.rand(shape[0], *shape[2:], generator=generator) > 0.8).to(torch.uint8),
+        "mask": (torch.rand(shape[:3], generator=generator) > 0.8).to(torch.uint8),
         "label": torch.arange(args.batch_size) % 2,
     }
     if args.device == "cuda":
@@ -125,10 +125,15 @@ def tuned(step):
     return with_benchmark
 
 
+def plain_input(images):
+    """The plain form's layout: (B, 3, S, S) with each channel on its own."""
+    return (images.permute(0, 3, 1, 2).contiguous().float() / 255 - 0.5) / 0.5
+
+
 def plain_step(net, batch, settings, stage, freezes=True):
     """The plain form. freezes: clears requires_grad of what the stage does not train."""
     device = settings["device"]
-    images = [(batch[name].float() / 255 - 0.5) / 0.5 for name in ("clean", "degraded")]
+    images = [plain_input(batch[name]) for name in ("clean", "degraded")]
     parameters = train.freeze(net, stage)
     if not freezes:
         net.requires_grad_(True)
@@ -187,7 +192,7 @@ def network_rows(args):
 
     for net in nets.values():
         net.eval()
-    images = (batch["clean"].float() / 255 - 0.5) / 0.5
+    images = plain_input(batch["clean"])
 
     @torch.inference_mode()
     def plain_test():

@@ -287,11 +287,12 @@ def test_only_a_face_of_another_size_is_resized(tmp_path):
     write_crops(tmp_path, frames=1)
     crop, _ = data.read_face(tmp_path / "0000.png")
     same = data.to_tensor(data.to_size(crop, 32))
-    pixels = torch.from_numpy(noise(0)).permute(2, 0, 1)
+    pixels = torch.from_numpy(noise(0))
     assert same.dtype == torch.uint8 and torch.equal(same, pixels)
     larger = data.to_tensor(data.to_size(crop, 64)).float()
-    expected = torch.nn.functional.interpolate(pixels[None].float(), (64, 64), mode="bilinear")
-    assert (larger - expected[0]).abs().max() <= 1
+    expected = torch.nn.functional.interpolate(
+        pixels.permute(2, 0, 1)[None].float(), (64, 64), mode="bilinear")
+    assert (larger.permute(2, 0, 1) - expected[0]).abs().max() <= 1
 
 
 def read_mask(folder, image):
@@ -341,7 +342,7 @@ def test_jpeg_is_pillows_at_this_quality_with_chroma_4_2_0():
 def test_resize_is_bilinear_down_and_up_again():
     """READING Sec. IV-A3, against PyTorch's antialiased bilinear interpolation."""
     image = Image.fromarray(noise(0, 60, 60))
-    pixels = data.to_tensor(image)[None].float()
+    pixels = data.to_tensor(image).permute(2, 0, 1)[None].float()
     for size in ((30, 30), (60, 60)):
         pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
     expected = pixels[0].permute(1, 2, 0).numpy()
@@ -420,7 +421,7 @@ def test_a_sample_is_one_frame_of_a_video_its_copy_its_mask_and_its_label(masked
         place = [torch.equal(item["clean"], picture) for picture in on_disk].index(True)
         drawn.add((video.key, place))
         degraded += not torch.equal(item["degraded"], item["clean"])
-        assert item["degraded"].shape == (3, 48, 48) and item["degraded"].dtype == torch.uint8
+        assert item["degraded"].shape == (48, 48, 3) and item["degraded"].dtype == torch.uint8
         assert item["label"] == video.label
         mask = np.zeros((48, 48))
         if video.label:

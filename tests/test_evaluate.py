@@ -262,10 +262,10 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(masked_tree):
 def test_five_classes_give_one_minus_the_chance_of_real(name):
     """Fig. 5: P(fake) = 1 - P(real), whichever of the four forgeries it is."""
     net = random_network(model=name, num_classes=5)
-    images = torch.randint(256, (4, 3, 48, 48), dtype=torch.uint8)
+    images = torch.randint(256, (4, 48, 48, 3), dtype=torch.uint8)
     with torch.no_grad():
         scores, _ = evaluate.scores_and_maps(net, images)
-        output = net(images / 127.5 - 1)
+        output = net(images.permute(0, 3, 1, 2) / 127.5 - 1)
     logits = output if name == "xception" else output.cls_logits
     expected = logits.exp()[:, 1:].sum(dim=1) / logits.exp().sum(dim=1)
     torch.testing.assert_close(scores.float(), expected)
@@ -273,7 +273,7 @@ def test_five_classes_give_one_minus_the_chance_of_real(name):
 
 def test_scores_close_to_one_do_not_tie():
     """In float32 both would be 1.0 exactly."""
-    images = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
+    images = torch.zeros(1, 48, 48, 3, dtype=torch.uint8)
     sure, _ = evaluate.scores_and_maps(lambda images: torch.tensor([[0.0, 20.0]]), images)
     surer, _ = evaluate.scores_and_maps(lambda images: torch.tensor([[0.0, 25.0]]), images)
     assert sure.item() < surer.item() < 1
@@ -732,7 +732,7 @@ def test_fig_5_colours_what_the_last_layers_read_by_forgery(name, tiny_tree, mon
     videos = videos_of(tiny_tree)
     evaluate.figure_5([run_of(net)], [evaluate.TestSet("", "ff++", "c23", videos, 1)], "fig5.png")
     frames = [np.asarray(Image.open(frame)) for video in videos for frame in video.frames]
-    output = net(to_input(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)))
+    output = net(to_input(torch.from_numpy(np.stack(frames))))
     if name == "xception":
         torch.testing.assert_close(net.fc(seen[0]), output)
     else:

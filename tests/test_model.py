@@ -524,10 +524,10 @@ SETTINGS = {"model": "lisiam", "width": WIDTH, "num_classes": 5, "transformer": 
 
 def test_to_input_is_torchvisions_scaling_and_keeps_rgb_in_order():
     """READING Sec. IV-A3: RGB in [-1, 1] is bit-equal to torchvision's for each of 256 bytes."""
-    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    images = torch.cat([levels, levels.flip(2), levels.flip(3)], dim=1)
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
+    images = torch.cat([levels, levels.flip(1), levels.flip(2)], dim=3)
     got = to_input(images)
-    scaled = TF.to_dtype(images, torch.float32, scale=True)
+    scaled = TF.to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True)
     assert torch.equal(got, TF.normalize(scaled, [0.5] * 3, [0.5] * 3))
     assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=torch.channels_last)

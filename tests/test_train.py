@@ -306,8 +306,8 @@ def test_a_panel_shows_fakes_and_reals_with_their_masks_and_maps(tmp_path, monke
     figure = {}
     monkeypatch.setattr(evaluate, "draw_grid", lambda title, rows, path: figure.update(rows))
     labels = torch.tensor([0, 1, 1, 0, 1, 1, 1, 0])
-    batch = {"clean": torch.full((8, 3, 48, 48), 255, dtype=torch.uint8),
-             "degraded": torch.zeros(8, 3, 48, 48, dtype=torch.uint8),
+    batch = {"clean": torch.full((8, 48, 48, 3), 255, dtype=torch.uint8),
+             "degraded": torch.zeros(8, 48, 48, 3, dtype=torch.uint8),
              "mask": labels[:, None, None].expand(8, 48, 48), "label": labels}
     train.panel(BrightIsFake(), batch, {"size": 48, "device": "cpu"}, tmp_path / "panel.png")
     assert list(figure) == ["1: fake", "2: fake", "4: fake", "5: fake", "0: real", "3: real"]
@@ -679,7 +679,7 @@ def losses_and_gradients(rank, world):
     complain about a parameter that got no gradient although it was waited for.
     """
     torch.manual_seed(0)
-    clean, degraded = torch.randint(0, 256, (2, 4, 3, 48, 48), dtype=torch.uint8)
+    clean, degraded = torch.randint(0, 256, (2, 4, 48, 48, 3), dtype=torch.uint8)
     batch = {"clean": clean, "degraded": degraded, "mask": torch.randint(0, 2, (4, 48, 48)),
              "label": torch.tensor([0, 1, 1, 0])}
     part = {name: tensor.chunk(world)[rank] for name, tensor in batch.items()}
