@@ -265,6 +265,20 @@ def read_face(path, mask_path=None):
     return image, mask
 
 
+def decode(frames, mask_paths):
+    """Reads face crops and their masks: (sentences on what is wrong, share that each mask marks)"""
+    problems = []
+    shares = []
+    for frame, mask_path in zip(frames, mask_paths):
+        try:
+            _, mask = read_face(frame, mask_path)
+            if mask:
+                shares.append(float((np.asarray(mask) > 127).mean()))
+        except ValueError as error:
+            problems.append(str(error))
+    return problems, shares
+
+
 def to_size(image, size):
     """A face crop as (size, size) RGB; resized bilinearly if it has another size."""
     if image.size == (size, size):
@@ -457,15 +471,15 @@ def look_at_first_frames(videos, workers):
     To decode all of FF++ takes many minutes; python data.py check does it. A picture that breaks
     later stops the run with its path.
     """
-    def read_first(video):
+    def decode_first(video):
         place = next((place for place, mask in enumerate(video.masks) if mask), 0)
-        read_face(video.frames[place], video.masks[place])
+        return decode(video.frames[place:place + 1], video.masks[place:place + 1])
 
-    try:
-        thread_map(read_first, videos, max_workers=max(1, workers), leave=False,
-                   desc="first frame of each video")
-    except ValueError as error:
-        sys.exit(str(error))
+    found = thread_map(decode_first, videos, max_workers=max(1, workers), leave=False,
+                       desc="first frame of each video")
+    problems = sum((sentences for sentences, _ in found), [])
+    if problems:
+        sys.exit(problems[0])
 
 
 # ---------------------------------------------------------------- Sec. IV-A3: frames of a video
@@ -711,21 +725,10 @@ MISALIGNED = 0.15
 
 
 def check_video(video):
-    """Decodes all pictures of a video. Returns (sentences on what is wrong, mean share).
-
-    The share is the part of a crop that a mask marks; its mean is None if the video has no masks.
-    """
-    problems = []
-    shares = []
-    for frame, mask_path in zip(video.frames, video.masks):
-        try:
-            _, mask = read_face(frame, mask_path)
-            if mask:
-                shares.append(float((np.asarray(mask) > 127).mean()))
-        except ValueError as error:
-            problems.append(str(error))
+    """(sentences on what is wrong with a video, mean share that its masks mark; None without)"""
+    problems, shares = decode(video.frames, video.masks)
     if video.label and video.dataset in TRAINABLE and not problems:
-        problems += pair_problems(video)
+        problems = pair_problems(video)
     return problems, float(np.mean(shares)) if shares else None
 
 
@@ -751,19 +754,25 @@ def pair_problems(video):
     return problems
 
 
-def print_shares(method, shares):
-    """shares: {video's id: share of a crop that its masks mark}. Names the videos that stand out.
+def print_shares(videos, shares):
+    """For each method, how much of a crop its masks mark. Names the videos that stand out.
 
-    If the largest face is not the forged one, the crops show no forgery. Their masks are noise and
-    far smaller than in other videos.
+    shares: for each video the share of a crop, or None without masks. If the largest face is not
+    the forged one, the crops show no forgery. Their masks are noise and far smaller than others.
     """
-    order = sorted(shares, key=shares.get)
-    median = float(np.median(list(shares.values())))
-    print(f"  {method}: masks mark {median:.1%} of a crop (median of {len(order)} videos); lowest "
-          f"{shares[order[0]]:.1%} ({order[0]}), highest {shares[order[-1]]:.1%} ({order[-1]})")
-    odd = [id for id in order if not median / 4 <= shares[id] <= 4 * median]
-    if odd:
-        print(f"    look at these; is the forged face in the crop? {' '.join(odd)}")
+    for method in METHODS:
+        own = {video.id: share for video, share in zip(videos, shares)
+               if video.method == method and share is not None}
+        if not own:
+            continue
+        order = sorted(own, key=own.get)
+        median = float(np.median(list(own.values())))
+        print(f"  {method}: masks mark {median:.1%} of a crop (median of {len(own)} videos); "
+              f"lowest {own[order[0]]:.1%} ({order[0]}), highest {own[order[-1]]:.1%} "
+              f"({order[-1]})")
+        odd = [id for id in order if not median / 4 <= own[id] <= 4 * median]
+        if odd:
+            print(f"    look at these; is the forged face in the crop? {' '.join(odd)}")
 
 
 def check(dataset, root, quality, mask, workers):
@@ -786,11 +795,7 @@ def check(dataset, root, quality, mask, workers):
             print(f"  {elsewhere} of them are in {other}/ only, which was cut in another way")
         found = thread_map(check_video, videos, max_workers=workers, leave=False, desc=split)
         problems += [sentence for sentences, _ in found for sentence in sentences]
-        for method in METHODS:
-            shares = {video.id: share for video, (_, share) in zip(videos, found)
-                      if video.method == method and share is not None}
-            if shares:
-                print_shares(method, shares)
+        print_shares(videos, [share for _, share in found])
     if problems:
         sys.exit("\n".join(problems))
     if dataset in TRAINABLE:

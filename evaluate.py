@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -549,14 +549,8 @@ def save_figure(figure, path):
 
 
 # ---------------------------------------------------------------- robustness: a sweep
-def sweep(run, test, reference):
-    """One network while the frames of a TestSet get worse: a result for each strength."""
-    return [evaluate(run, test, operation, strength, reference)[0]
-            for operation in data.OPERATIONS for strength in operation.sweep]
-
-
 def sweep_plot(title, sweeps, path):
-    """AUC and IoU over the strength of each operation. sweeps: {run's name: results of sweep}."""
+    """AUC and IoU over the strength of each operation. sweeps: {run's name: results}."""
     figure = matplotlib_figure(18, 4.5)
     if figure is None:
         return
@@ -602,9 +596,8 @@ def grad_cam(net, images):
 def heat_colour(face, heat):
     """A face (H, W, 3) uint8 under its heat (S, S) in 0..1, from blue (cold) to red (hot)."""
     face = Image.fromarray(face).resize(heat.shape[::-1], Image.Resampling.BILINEAR)
-    ramp = np.stack([1.5 - np.abs(4 * heat - peak) for peak in (3, 2, 1)], axis=2)
-    return np.asarray(Image.blend(face, Image.fromarray(
-        (np.clip(ramp, 0, 1) * 255).astype(np.uint8)), 0.45))
+    colours = ImageOps.colorize(to_image(heat).convert("L"), "blue", "red", mid="lime")
+    return np.asarray(Image.blend(face, colours, 0.45))
 
 
 # ---------------------------------------------------------------- Figures 3 to 8
@@ -792,56 +785,56 @@ def judge(run, crops):
 def report_face(run, name, frames, boxes, path):
     """Prints the mean P(fake) of the largest face in a picture or in a video's frames.
 
-    frames: [(H, W, 3) uint8]; boxes: [(x, y, side)], one each. Draws the map over the most
+    frames: [(index, (H, W, 3) uint8)]; boxes: see data.find_boxes. Draws the map over the most
     suspicious frame, to path; the redder, the likelier forged.
     """
-    crops = [frame[y:y + side, x:x + side] for frame, (x, y, side) in zip(frames, boxes)]
-    scores, maps = judge(run, crops)
+    places = [(frame, *boxes[index][:3]) for index, frame in frames]
+    scores, maps = judge(run, [frame[y:y + side, x:x + side] for frame, x, y, side in places])
     worst = int(np.argmax(scores))
-    x, y, side = boxes[worst]
+    frame, x, y, side = places[worst]
     if len(frames) > 1:
         print(f"{len(frames)} frames have P(fake) {min(scores):.3f} to {max(scores):.3f}; the most "
               "suspicious is shown")
     print(f"{name}: P(fake) {np.mean(scores):.3f}; face at x {x}, y {y}, side {side}")
     if maps[worst] is not None:
-        frame = Image.fromarray(frames[worst])
+        frame = Image.fromarray(frame)
         strength = to_image(0.63 * maps[worst]).convert("L").resize((side, side))
         frame.paste(Image.new("RGB", (side, side), (255, 0, 0)), (x, y), strength)
         frame.save(path)
         print(f"drawn: {path}")
 
 
-def frames_and_boxes(name, args, detect):
-    """Frames [(H, W, 3) uint8], boxes [(x, y, side)]; ValueError says why there are none."""
+def frames_of(name, args):
+    """[(index, (H, W, 3) uint8 RGB)]: a picture, or --frames of a video, evenly spread."""
     if args.image:
-        frames = {0: np.asarray(data.read_image(name))}
-    else:
-        wanted = data.evenly_spread(range(data.count_frames(name)), args.frames or 100)
-        frames = dict(data.read_frames(name, wanted))
-    if detect is None:
-        height, width = frames[0].shape[:2]
-        if height != width:
-            raise ValueError(f"{name} is not square, so it is no face crop; leave out --crop none")
-        return list(frames.values()), [(0, 0, width)] * len(frames)
-    boxes = data.find_boxes(frames.items(), detect)
-    if not boxes:
-        raise ValueError(f"{name}: no face found; if it is a face crop already, add --crop none")
-    return list(frames.values()), [box[:3] for box in boxes.values()]
+        return [(0, np.asarray(data.read_image(name)))]
+    wanted = data.evenly_spread(range(data.count_frames(name)), args.frames or 100)
+    return list(data.read_frames(name, wanted))
+
+
+def whole_picture(frame):
+    """The detector of --crop none, see data.load_detector: a square picture is one whole face."""
+    height, width = frame.shape[:2]
+    return [(0, 0, width, height)] if width == height else []
 
 
 def report_faces(run, args, folder):
     """--image and --video. Names the files that cannot be scored; the exit status is then 1."""
-    detect = None if args.crop == "none" else data.load_detector()
+    detect = whole_picture if args.crop == "none" else data.load_detector()
     problems = []
     for name in args.image or [args.video]:
-        path = Path(name).resolve()
         try:
-            frames, boxes = frames_and_boxes(name, args, detect)
+            frames = frames_of(name, args)
         except ValueError as error:
             problems.append(str(error))
-        else:
+            continue
+        boxes = data.find_boxes(frames, detect)
+        if boxes:
+            path = Path(name).resolve()
             file = "_".join(path.parts[-4:]).replace(path.anchor, "")       # c23_faces_000_0012.png
             report_face(run, name, frames, boxes, folder / f"{file}_map.png")
+        else:
+            problems.append(f"{name}: no face found; --crop none takes a square picture as one")
     print("A score is not a proof. It says how much a face resembles the fakes that this network "
           f"was trained on ({trained_on(run.trained)}).")
     if problems:
@@ -962,7 +955,8 @@ def main():
                 first_found = found
         print(f"\n{result_tables(entry['results'])}\n")
         if args.sweep:
-            sweeps[run.name] = sweep(run, tests[0], first_found)
+            sweeps[run.name] = [evaluate(run, tests[0], operation, strength, first_found)[0]
+                                for operation in data.OPERATIONS for strength in operation.sweep]
             entry["results"] += sweeps[run.name]
             save_results(args, report, lines)
             print(f"{result_tables(sweeps[run.name])}\n")

@@ -79,22 +79,26 @@ MASKS = {"ssim": ssim_mask, "diff": diff_mask}
 
 # ---------------------------------------------------------------- the masks of videos
 def best_pair(video):
-    """(fake's folder, real video's folder, quality), the best quality that has both; or None.
+    """(fake's folder, real video's folder, quality) from which masks are made; None without a pair.
 
     READING Sec. III-E: the paper does not say from which quality masks are made. Compression itself
     changes structure. On a real pair of Deepfakes, masks from c40 marked 56 % of the face box and
     36 % of what lies outside it; masks from c23 marked 40 % and 4 %. On other frames, masks from c0
-    and c23 agreed within 1 %. So we take the best quality that has both the fake and its real
-    video. Its masks serve all qualities. The two frames of a pair never come from different ones.
+    and c23 agreed within 1 %. So we take the quality with the most pairs of frames; of equals the
+    best. Its masks serve all qualities. The two frames of a pair never come from different ones.
     """
     _, _, _, kind, id = video.frames[0].parts[-6:-1]
-    method_folder = video.frames[0].parents[3]
-    for quality in data.QUALITIES:
-        fake = data.quality_folder(method_folder, quality) / kind / id
-        real = data.twin_path(fake / "any frame").parent
-        if set(data.names(fake, ".png")) & set(data.names(real, ".png")):
-            return fake, real, quality
-    return None
+    pairs = []
+    for quality in data.QUALITIES:              # the best first
+        fake = data.quality_folder(video.frames[0].parents[3], quality) / kind / id
+        pairs.append((fake, data.twin_path(fake / "any frame").parent, quality))
+    best = max(pairs, key=lambda pair: len(common_names(*pair[:2])))
+    return best if common_names(*best[:2]) else None
+
+
+def common_names(fake, real):
+    """File names of the frames that both folders have."""
+    return set(data.names(fake, ".png")) & set(data.names(real, ".png"))
 
 
 def missing_names(video, mask):
@@ -103,8 +107,8 @@ def missing_names(video, mask):
     if pair is None:
         return []
     fake, real, _ = pair
-    in_both = set(data.names(fake, ".png")) & set(data.names(real, ".png"))
-    return sorted(in_both - set(data.names(data.mask_folder(fake, mask), ".png")))
+    there = data.names(data.mask_folder(fake, mask), ".png")
+    return sorted(common_names(fake, real).difference(there))
 
 
 def write_video_masks(video, mask):

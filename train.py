@@ -639,14 +639,18 @@ def check_settings(settings, error):
     iterations = stage_iterations(settings)
     if min(settings["iterations"]) < 0 or sum(iterations) == 0:
         error("--iterations must not be negative, and not all 0")
-    variant = VARIANTS[settings["variant"]]
-    for stage, steps in zip((1, 2, 3), iterations if settings["model"] == "lisiam" else ()):
-        plan = plan_of(settings, stage)
-        li, cls, seg = plan.lambdas
-        trains = (variant.li and li) or cls or (variant.seg and (seg or plan.aux))
-        if steps and not trains:
+    for stage, steps in zip((1, 2, 3), iterations):
+        if steps and settings["model"] == "lisiam" and not has_loss(settings, stage):
             error(f"stage {stage} has nothing to train with these --lambdas and --aux; give it 0 "
                   "--iterations, or a loss")
+
+
+def has_loss(settings, stage):
+    """Whether the weights of a stage leave LiSiam anything to train."""
+    variant = VARIANTS[settings["variant"]]
+    plan = plan_of(settings, stage)
+    li, cls, seg = plan.lambdas
+    return bool(variant.li and li or cls or variant.seg and (seg or plan.aux))
 
 
 if __name__ == "__main__":

@@ -842,7 +842,7 @@ def test_a_crop_goes_in_as_it_is_and_what_cannot_be_judged_is_named(
     oblong = write_picture(tmp_path / "oblong.png", scene())
     sentence = stopped(monkeypatch, capsys, "--checkpoint", checkpoint, "--crop", "none",
                        "--image", oblong, crop)
-    assert f"{oblong} is not square" in sentence
+    assert f"{oblong}: no face found; --crop none takes a square picture" in sentence
     said = capsys.readouterr().out
     for part in (f"{crop}: P(fake) 0.", "side 64", "not a proof", "FaceSwap only"):
         assert part in said

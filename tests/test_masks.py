@@ -170,9 +170,11 @@ def test_both_frames_of_a_pair_are_of_one_quality(tmp_path):
     (reals / "c0").rename(reals / "raw")                        # another name of c0
     for folder in ("raw/faces/071", "raw/faces/953", "c23/faces/953"):
         shutil.rmtree(reals / folder)
+    folder = tree / "manipulated_sequences/FaceSwap"
+    (folder / "c0/faces/974_953/0002.png").unlink()             # c23 has one more pair
     fakes = [video for video in listed(tree, "c0") if video.label]
     found = {video.id: masks.best_pair(video) for video in fakes if video.method == "FaceSwap"}
-    folder = tree / "manipulated_sequences/FaceSwap"
+    assert found["974_953"][2] == "c23"
     assert found["071_054"] == (folder / "c23/faces/071_054", reals / "c23/faces/071", "c23")
     assert found["054_071"] == (folder / "c0/faces/054_071", reals / "raw/faces/054", "c0")
     assert found["953_974"] is None                             # its real video is nowhere
