@@ -322,15 +322,6 @@ def test_white_is_manipulated_and_a_resized_mask_stays_binary(tmp_path):
         read_mask(tmp_path, Image.fromarray(levels // 255))
 
 
-def test_a_grey_mask_has_the_same_levels_as_by_way_of_rgb(tmp_path):
-    """Reading it as RGB first took three times the memory, and gives the same bytes."""
-    levels = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    for mode in ("1", "L", "LA", "P", "RGB"):
-        image = levels.convert(mode)
-        by_way_of_rgb = np.asarray(image.convert("RGB").convert("L"))
-        assert np.array_equal(np.asarray(read_mask(tmp_path, image)), by_way_of_rgb), mode
-
-
 # ---------------------------------------------------------------- Sec. IV-A3, Fig. 4: degradations
 def test_jpeg_is_pillows_at_this_quality_with_chroma_4_2_0():
     image = Image.fromarray(noise(0, 60, 60))

@@ -890,16 +890,3 @@ def test_a_video_is_the_mean_of_its_frames(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("*clip.mp4_map.png"))
 
 
-def test_a_video_of_face_crops_needs_no_detector(tmp_path, monkeypatch, capsys):
-    """With --crop none every frame is a crop as it is, and each of them is judged."""
-    monkeypatch.setattr(data, "load_detector", None)
-    monkeypatch.setattr(data, "count_frames", lambda video: 9)
-    monkeypatch.setattr(data, "read_frames", lambda video, wanted: [
-        (index, scene(100 + 10 * index)[:64, :64]) for index in wanted])
-    checkpoint = write_checkpoint(tmp_path / "best.pt")
-    clip = tmp_path / "clip.mp4"
-    clip.touch()
-    call(monkeypatch, "--checkpoint", checkpoint, "--video", clip, "--frames", 3, "--crop", "none")
-    said = capsys.readouterr().out
-    assert "3 frames have" in said
-    assert "x 0, y 0, side 64" in said
