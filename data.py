@@ -500,8 +500,9 @@ def ffmpeg():
 def count_frames(video, decoded=False):
     """The number of frames of a video. ValueError if it is damaged.
 
-    By default its packets are counted, one a frame, which takes a thirtieth of the time of decoding
-    them. Headers can be wrong. decoded=True decodes all frames, and so finds damage in any of them.
+    By default its packets are counted, one for each frame: 0.03 s for 751 frames of FF++, which
+    take 0.3 to 1.2 s to decode. The number in a header can be wrong. decoded=True decodes all
+    frames, and so finds damage in any of them.
     """
     codec = [] if decoded else ["-c", "copy"]
     command = [ffmpeg().get_ffmpeg_exe(), "-nostdin", "-i", str(video), "-map", "0:v:0", *codec]

@@ -943,9 +943,7 @@ def main():
     lines = []                                  # of --csv
     sweeps = {}
     for run, entry, path in zip(runs, report, args.checkpoint):
-        # The baseline has no map, so it needs no masks.
-        own_mask = None if isinstance(run.net, XceptionClassifier) else run.trained["mask"]
-        tests = find_tests(args, args.mask or own_mask)
+        tests = find_tests(args, args.mask or run.trained["mask"])
         print(f"{run.name}, trained on {trained_on(run.trained)} ({path})")
         for test, result, found in test_run(run, tests):
             entry["results"].append(result)

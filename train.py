@@ -261,22 +261,17 @@ def needs_masks(settings):
     return lambda_seg > 0 or settings["aux"] > 0
 
 
-def mask_kind(settings):
-    """Which masks belong to a run's videos; None for the baseline, which has no map."""
-    return settings["mask"] if settings["model"] == "lisiam" else None
-
-
 def list_split(settings, split):
     """The videos of a split: the real ones, and fakes of the methods that the run trains on."""
     chosen = settings["methods"]                # None: all that are there
     videos = data.list_videos(settings["data"], settings["root"], settings["quality"], split,
-                              mask_kind(settings))
+                              settings["mask"])
     return [video for video in videos if not video.label or not chosen or video.method in chosen]
 
 
 def complete_data(settings, world):
     """Draws the demo and writes masks, if they are missing; stops if there are no videos."""
-    name, root, mask = settings["data"], settings["root"], mask_kind(settings)
+    name, root, mask = settings["data"], settings["root"], settings["mask"]
     if name == "demo" and not (Path(root) / "original_sequences").is_dir():
         draw = Path(__file__).parent / "tests" / "demo_faces.py"
         subprocess.run([sys.executable, draw, root], check=True)
@@ -540,7 +535,7 @@ def finish(run, net, iteration):
         return
     tests = []
     for quality in data.QUALITIES:
-        videos = data.list_videos("demo", settings["root"], quality, "test", mask_kind(settings))
+        videos = data.list_videos("demo", settings["root"], quality, "test", settings["mask"])
         tests.append(evaluate.TestSet(f"demo {quality} test", "demo", quality, videos, None))
     tested = evaluate.load_run(run.folder / "best.pt", call=settings)
     results = [result for _, result, _ in evaluate.test_run(tested, tests)]
@@ -561,7 +556,7 @@ def parse_arguments(argv=None):
     flag("--variant", choices=list(VARIANTS), default="A", help="Table VI, default A = LiSiam")
     flag("--iqd", action="store_true", help="degrade the baseline's input (Table V)")
     kinds = [*masks.MASKS, "given"]             # given: a benchmark's own
-    flag("--mask", choices=kinds, default="ssim", help="X_gt (Table VII), default %(default)s")
+    flag("--mask", choices=kinds, help="X_gt (Table VII), default ssim")
     flag("--methods", nargs="+", choices=data.METHODS, help="fakes to train on, default all")
     flag("--num-classes", type=int, choices=[2, 5], default=2, help="default 2; 5 as in Fig. 5")
     flag("--seed", type=int, default=0, help="default %(default)s")
@@ -584,7 +579,7 @@ def parse_arguments(argv=None):
     flag("--val-frames", type=int, help="at most so many of each val video")
     settings = vars(parser.parse_args(argv))
     of_lisiam = settings["lambdas"] or settings["aux"] is not None or settings["variant"] != "A"
-    if settings["model"] == "xception" and (of_lisiam or settings["mask"] != "ssim"):
+    if settings["model"] == "xception" and (of_lisiam or settings["mask"]):
         parser.error("--variant, --mask, --lambdas and --aux are LiSiam's; the baseline has one "
                      "loss and no map")
     if settings["model"] == "lisiam" and settings["iqd"]:
@@ -596,6 +591,8 @@ def parse_arguments(argv=None):
     if settings["methods"]:                     # in one order, and None if it is all of them
         chosen = [method for method in data.METHODS if method in settings["methods"]]
         settings["methods"] = chosen if len(chosen) < len(data.METHODS) else None
+    if settings["model"] == "lisiam":           # the baseline has no map
+        settings["mask"] = settings["mask"] or "ssim"
     settings["transformer"] = VARIANTS[settings["variant"]].transformer
     settings["root"] = settings["root"] or data.ROOTS[settings["data"]]
     settings["out"] = settings["out"] or f"runs/{run_name(settings)}"
@@ -610,7 +607,7 @@ def run_name(settings):
         "5classes": settings["num_classes"] == 5,
         settings["variant"]: settings["variant"] != "A",
         "iqd": settings["iqd"],
-        settings["mask"]: settings["mask"] != "ssim",
+        settings["mask"]: settings["mask"] not in ("ssim", None),
         "-".join(settings["methods"] or []): settings["methods"],
         f"seed{settings['seed']}": settings["seed"] != 0,
     }
