@@ -68,9 +68,14 @@ class Video(NamedTuple):
 
 def twin_path(frame):
     """The real frame that a fake FF++ frame was made from, whether it exists or not."""
-    _, _, quality, kind, video = frame.parts[-6:-1]             # kind: faces or frames
-    youtube = frame.parents[5] / "original_sequences" / "youtube"
-    return quality_folder(youtube, quality) / kind / video.split("_")[0] / frame.name
+    return twin_folder(frame.parent) / frame.name
+
+
+def twin_folder(fake):
+    """The folder of the real video that a fake FF++ video was made from."""
+    _, _, quality, kind, video = fake.parts[-5:]                # kind: faces or frames
+    youtube = fake.parents[4] / "original_sequences" / "youtube"
+    return quality_folder(youtube, quality) / kind / video.split("_")[0]
 
 
 def mask_folder(folder, mask):

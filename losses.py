@@ -51,7 +51,7 @@ class Variant(NamedTuple):
     """One row of Table VI. Branch 1 is the clean image, branch 2 its degraded copy."""
 
     seg: tuple             # the branches with L_seg (and the soft-region loss)
-    cls: tuple             # the branches with L_cls; their features go through f_scu, f_mt, f_mlp
+    cls: tuple             # the branches with L_cls, which also run f_scu, f_mt and f_mlp
     li: bool               # L_li between the two branches
     transformer: bool      # f_mt, column MT
     joined: bool = False   # Model-G: clean and degraded images form one batch for branch 1
@@ -94,8 +94,8 @@ class StagePlan(NamedTuple):
       stage 3   branches (1, 2)   heads (1,)   lambdas (1, 1, 1)   aux 0.4
     """
 
-    branches: tuple    # the branches whose images go through f_cnn and f_seg
-    heads: tuple       # those among them that go on through f_scu, f_mt and f_mlp
+    branches: tuple    # the branches that run f_cnn and f_seg; branch 1 of Model-G has all images
+    heads: tuple       # those among them that also run f_scu, f_mt and f_mlp
     lambdas: tuple     # the weights of L_li, L_cls and L_seg; a loss with weight 0 is not computed
     aux: float         # the weight of the soft-region loss
 
@@ -104,9 +104,9 @@ def stage_plan(variant, stage, lambdas=(1.0, 1.0, 1.0), aux=0.4):
     """The StagePlan of stage 1, 2 or 3 (Sec. IV-B).
 
     READING Sec. IV-B: the paper does not say which losses each stage uses. Stage 1 uses Eq. (19)
-    without L_cls, because the head is frozen. Stage 2 uses only L_cls, because no other loss
-    depends on the layers it trains. Stage 3 uses all of them. A branch that no loss looks at does
-    not run; with lambda_li = 0, LiSiam never sees a degraded image.
+    without L_cls, because f_scu, f_mt and f_mlp are frozen. Stage 2 uses only L_cls, because the
+    other losses do not depend on the layers it trains. Stage 3 uses all of them. A branch that no
+    loss looks at does not run; with lambda_li = 0, LiSiam never sees a degraded image.
     READING Table VI: the soft-region loss is computed where L_seg is: on branch 2 in D and E, on
     both branches in B.
     """
@@ -132,22 +132,19 @@ def run_branches(net, variant, plan, clean, degraded):
     if variant.joined:                                      # Model-G: 2B images through branch 1
         return {1: net(torch.cat([clean, degraded]), heads=heads)}
     if plan.branches == (1, 2):                             # Fig. 1
-        first, second = net(clean, degraded, heads=heads)
-        return {1: first, 2: second}
-    if plan.branches == (1,):
-        return {1: net(clean, heads=heads)}
-    # Only branch 2 runs. With one input, the network calls it its first branch.
-    return {2: net(degraded, heads=(2 in plan.heads, False))}
+        return dict(zip((1, 2), net(clean, degraded, heads=heads)))
+    n, = plan.branches                  # a single input always is the network's first branch
+    return {n: net({1: clean, 2: degraded}[n], heads=(n in plan.heads, False))}
 
 
 # ---------------------------------------------------------------- Sec. III-D: the sum
-def total_loss(branches, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0, 1.0), aux=0.4):
+def total_loss(outputs, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0, 1.0), aux=0.4):
     """Eq. (19) for one batch: (loss, parts), a float32 scalar and its terms before weighting.
 
-    branches: {1: LiSiamOutput, 2: LiSiamOutput}, those that ran. labels: (B,) int64. mask: (B, H,
-    W) of 0 and 1. Model-G has both repeated for its 2B images. lambdas: weights of L_li, L_cls and
-    L_seg, all 1 in Sec. III-E; a term with weight 0 is not computed. parts: {"li", "cls", "seg",
-    "aux"}.
+    outputs: {1: LiSiamOutput, 2: LiSiamOutput} of the branches that ran. labels: (B,) int64. mask:
+    (B, H, W) of 0 and 1. Model-G has both repeated for its 2B images. lambdas: weights of L_li,
+    L_cls and L_seg, all 1 in Sec. III-E; a term with weight 0 is not computed. parts: {"li", "cls",
+    "seg", "aux"}.
     READING Eq. (19): three terms are printed. We add aux = 0.4 times the cross-entropy of OCR's
     soft regions, which belongs to [39] and is in the authors' release; --aux 0 switches it off.
     lambda_seg does not scale it, so training without any mask is --lambdas 1 1 0 --aux 0.
@@ -156,12 +153,12 @@ def total_loss(branches, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0,
     weights = {"li": lambda_li, "cls": lambda_cls, "seg": lambda_seg, "aux": aux}
     parts = {}
     if variant.li and lambda_li:
-        parts["li"] = invariance_loss(branches[1].seg_logits, branches[2].seg_logits)
+        parts["li"] = invariance_loss(outputs[1].seg_logits, outputs[2].seg_logits)
     if lambda_cls:
-        parts["cls"] = sum(classification_loss(branches[n].cls_logits, labels) for n in variant.cls)
+        parts["cls"] = sum(classification_loss(outputs[n].cls_logits, labels) for n in variant.cls)
     if variant.seg and lambda_seg:
-        parts["seg"] = sum(segmentation_loss(branches[n].seg_logits, mask) for n in variant.seg)
+        parts["seg"] = sum(segmentation_loss(outputs[n].seg_logits, mask) for n in variant.seg)
     if variant.seg and aux:
-        parts["aux"] = sum(segmentation_loss(branches[n].region_logits, mask) for n in variant.seg)
+        parts["aux"] = sum(segmentation_loss(outputs[n].region_logits, mask) for n in variant.seg)
     loss = sum(weights[name] * part for name, part in parts.items())    # Eq. (19)  L      scalar
     return loss, parts

@@ -45,7 +45,8 @@ def ssim_map(real, fake):
     in the same way: its threshold for 1 - SSIM is .08, which is 20 / 255 rounded.
     READING Sec. III-E: the paper does not say of what SSIM is computed. We take the grey crops as
     they are on disk (299 px) and scikit-image's defaults, a uniform 7 x 7 window, in float32. The
-    Gaussian window of [40] takes twice the time; on two real pairs it marked 2 % less of the frame.
+    Gaussian window of [40] takes twice the time. On two pairs of FF++ in c23 it marked 1.5 and 2.3
+    percentage points less of the frame.
     """
     pair = grey_pair(real, fake)
     _, ssim = structural_similarity(*pair, win_size=7, data_range=255, full=True)
@@ -84,20 +85,24 @@ def best_pair(video):
     READING Sec. III-E: the paper does not say from which quality masks are made. Compression itself
     changes structure. On a real pair of Deepfakes, masks from c40 marked 56 % of the face box and
     36 % of what lies outside it; masks from c23 marked 40 % and 4 %. On other frames, masks from c0
-    and c23 agreed within 1 %. So we take the quality with the most pairs of frames; of equals the
-    best. Its masks serve all qualities. The two frames of a pair never come from different ones.
+    and c23 agreed within 1 %. So c40 is taken only where there is nothing else, and of c0 and c23
+    the one with more pairs of frames; if they have equally many, c0. All qualities share the masks.
+    Both frames of a pair have the same quality.
     """
-    _, _, _, kind, id = video.frames[0].parts[-6:-1]
+    folder = video.frames[0].parent             # .../Deepfakes/c23/faces/000_003
     pairs = []
     for quality in data.QUALITIES:              # the best first
-        fake = data.quality_folder(video.frames[0].parents[3], quality) / kind / id
-        pairs.append((fake, data.twin_path(fake / "any frame").parent, quality))
-    best = max(pairs, key=lambda pair: len(common_names(*pair[:2])))
-    return best if common_names(*best[:2]) else None
+        method = data.quality_folder(folder.parents[2], quality)
+        fake = method / folder.parent.name / folder.name
+        pair = fake, data.twin_folder(fake), quality
+        if common_names(pair):
+            pairs.append(pair)
+    return max(pairs, key=lambda pair: (pair[2] != "c40", len(common_names(pair))), default=None)
 
 
-def common_names(fake, real):
-    """File names of the frames that both folders have."""
+def common_names(pair):
+    """File names of the frames that both folders of a pair have."""
+    fake, real, _ = pair
     return set(data.names(fake, ".png")) & set(data.names(real, ".png"))
 
 
@@ -106,9 +111,8 @@ def missing_names(video, mask):
     pair = best_pair(video) if video.label else None
     if pair is None:
         return []
-    fake, real, _ = pair
-    there = data.names(data.mask_folder(fake, mask), ".png")
-    return sorted(common_names(fake, real).difference(there))
+    there = data.names(data.mask_folder(pair[0], mask), ".png")
+    return sorted(common_names(pair).difference(there))
 
 
 def write_video_masks(video, mask):
@@ -147,8 +151,8 @@ def write_masks(videos, mask="ssim", workers=None):
     pairs = [best_pair(video) for video in fakes if None in video.masks]
     from_c40 = sum(pair is not None and pair[2] == "c40" for pair in pairs)
     if from_c40:
-        print(f"warning: the masks of {from_c40} videos are made from c40, where compression blurs "
-              "them; cut c0 or c23 first if you have it")
+        print(f"warning: the masks of {from_c40} videos are made from c40, where compression alone "
+              "changes many pixels; cut c0 or c23 first if you have it")
     found = thread_map(functools.partial(write_video_masks, mask=mask), fakes,
                        max_workers=workers or None, desc=f"{mask} masks", leave=False)
     problems = sum(found, [])

@@ -130,7 +130,7 @@ class Xception(nn.Module):
         self.block12 = XceptionBlock(c(728), c(1024), stride=block12_stride, grow_first=False)
 
     def forward(self, images):
-        if min(images.shape[2:]) < 23:
+        if min(images.shape[2:]) < 23:      # 23 leave a map of 3 x 3: 23 -> 11 -> 9 -> 5 -> 3
             raise ValueError(f"images of {tuple(images.shape[2:])} pixels are too small for this "
                              "network; give at least 23 x 23 pixels")
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)          # (B, 32, 149, 149)
@@ -150,15 +150,16 @@ class OCR(nn.Module):
     """Object-contextual representations: each position also sees a summary of its region.
 
     backbone (B, 1024, 37, 37), middle (B, 728, 37, 37) -> X_I (B, 512, 37, 37) and region_logits
-    (B, 2, 37, 37). Let x_i be the features at position i. There are two soft regions k, real and
+    (B, 2, 37, 37). Let x_i be the features at position i. There are two soft regions r, real and
     fake. [39] computes
 
-      regions   f_k = sum_i m_ki x_i             m_ki = softmax over positions i of region_logits
-      relation  w_ik = softmax over k of q_i . k_k / sqrt(256)   q_i: query of x_i; k_k: key of f_k
-      context   y_i = up(sum_k w_ik v_k)         v_k: value of f_k;   X_I = fuse([y_i, x_i])
+      regions   f_r = sum_i m_ri x_i             m_ri = softmax over positions i of region_logits
+      relation  w_ir = softmax over r of query(x_i) . key(f_r) / sqrt(256)
+      context   y_i = up(sum_r w_ir value(f_r))             X_I = fuse([y_i, x_i])
 
-    READING Sec. III-E: the paper gives only [39] and the output size. The layers follow the
-    authors' release: the soft regions come from block 4, the fusion is 3x3, there is no dropout.
+    READING Sec. III-E: the paper gives [39], the backbone's output as the input, and the output
+    size. The layers follow the authors' release: the soft regions come from block 4 instead, as in
+    [39], the fusion is 3x3, and there is no dropout.
     """
 
     def __init__(self, width=1.0):
@@ -179,9 +180,9 @@ class OCR(nn.Module):
         region_logits = self.region_head(middle)                        # (B, 2, 37, 37)
         x = self.bottleneck(backbone)                                   # (B, 512, 37, 37)
         B, _, H, W = x.shape
-        # Gather: a softmax over *space* makes f_k the mean feature of where region k is likely.
+        # Gather: a softmax over *space* makes f_r the mean feature of where region r is likely.
         m = region_logits.flatten(2).softmax(dim=2)                     # (B, 2, 1369)
-        regions = (x.flatten(2) @ m.transpose(1, 2)).unsqueeze(3)       # f_k  (B, 512, 2, 1)
+        regions = (x.flatten(2) @ m.transpose(1, 2)).unsqueeze(3)       # f_r  (B, 512, 2, 1)
         # Distribute: a softmax over the two *regions* mixes their summaries at each position.
         q = self.query(x).flatten(2).transpose(1, 2)                    # (B, 1369, 256)
         k = self.key(regions).flatten(2)                                # (B, 256, 2)
@@ -286,15 +287,15 @@ class MaskGuidedTransformer(nn.Module):
         v = self.f_v(x_real).flatten(2).transpose(1, 2)  # Eq. (11)  row j: v_j    (B, N, 512)
         # READING Eq. (12): the softmax runs over j, the real positions. The paper prints no index.
         # It prints no 1 / sqrt(C) either, so the products are large. The 7-bit mantissa of bfloat16
-        # is too coarse for them, so this line computes in float32.
+        # is too coarse for them, so products and softmax are computed in float32.
         with torch.autocast(q.device.type, enabled=False):
             attn = (q.float() @ k.float()).softmax(dim=2)  # Eq. (12)  a_ij          (B, N, N)
             attn = self.dropout(attn).to(v.dtype)
-        # READING Eq. (13): the paper prints no sum. We sum over j, as non-local attention [35].
+        # READING Eq. (13): the paper prints no sum. We sum over j, as non-local attention [35] does.
         y = (attn @ v).transpose(1, 2).reshape(B, C, H, W)
         y = self.f_m(y)                                  # Eq. (13)  Y        (B, 512, 13, 13)
-        # READING Eq. (14): we concatenate in the printed order. The release has X_c first and one
-        # more BatchNorm on Y + X_f instead.
+        # READING Eq. (14): we concatenate in the printed order. The release puts X_c first and
+        # applies one more BatchNorm to Y + X_f.
         both = torch.cat([y + x_fake, cls_feats], dim=1)
         return self.f_se(both)                           # Eq. (14)  Z        (B, 1024, 13, 13)
 
@@ -336,8 +337,9 @@ class LiSiam(nn.Module):
 
     READING Sec. III-A: the two branches share weights but run one after the other, the clean images
     first. Each BatchNorm layer therefore normalizes one branch at a time, and both branches update
-    the running statistics that testing uses. The authors' release does the same. A single batch of
-    2B images would have other statistics, and at the start unrelated gradients (cosine about 0).
+    the running statistics that testing uses. The authors' release does the same. One batch of 2B
+    images would give other statistics; at initialization, its gradient has a cosine of about 0 with
+    ours.
     READING Sec. III-E: the paper gives only f_seg's output size. It is one 1x1 convolution, as in
     the release.
     READING Table VI: Model-F is "without the Mask-guided Transformer". Ours feeds the pooled X_c
@@ -367,8 +369,8 @@ class LiSiam(nn.Module):
         """One branch of Fig. 1: images -> LiSiamOutput; head=False leaves cls_logits None."""
         backbone, middle = self.backbone(images)
         feats, region_logits = self.ocr(backbone, middle)       # Eq. (2)  X_I^n  (B, 512, 37, 37)
-        # bfloat16 would round away the small differences that Eq. (15) compares, so the last layer
-        # of the map and the head that decides are left out of autocast.
+        # f_seg and f_mlp compute in float32, because logits in bfloat16 are too coarse for Eq. (15)
+        # and for the score.
         dtype = self.f_seg.weight.dtype
         with torch.autocast(images.device.type, enabled=False):
             seg_logits = self.f_seg(feats.to(dtype))            # Eq. (3)  X_s^n  (B, 2, 37, 37)
@@ -389,7 +391,7 @@ class LiSiam(nn.Module):
         return first, self.branch(degraded, heads[1])
 
 
-# ---------------------------------------------------------------- Tables I-V: the Xception baseline
+# ---------------------------------------------------------------- Tables I-VI: Xception baseline
 class XceptionClassifier(nn.Module):
     """The baseline [3]: the whole Xception with its own strides.
 
@@ -476,7 +478,7 @@ def load_xception_weights(network, source):
 
     source: "imagenet" (91 MB, downloaded once and checked against the hash in its name), or a file
     with a state_dict. Every tensor of the trunk must exist and have our shape. The baseline keeps
-    its random head if the file's head has another shape. Returns a sentence about what was loaded.
+    its random head if the file has none of that shape. Returns a sentence about what was loaded.
     """
     if source == "imagenet":
         weights = torch.hub.load_state_dict_from_url(
@@ -486,18 +488,15 @@ def load_xception_weights(network, source):
     found = port_names(weights)
     target = network.backbone if isinstance(network, LiSiam) else network
     own = target.state_dict()
-    taken = {}
-    for name in own:
-        port_name = name.removeprefix("backbone.")
-        if port_name in found:
-            taken[name] = found[port_name]
-    kept = {}
-    heads = own.keys() & {"fc.weight", "fc.bias"}               # of the baseline
-    if any(name not in taken or taken[name].shape != own[name].shape for name in heads):
-        kept = {name: own[name] for name in heads}              # another number of classes
-    target.load_state_dict({**taken, **kept})                   # strict: names what is missing
-    sentence = f"training starts from {len(taken.keys() - kept.keys())} tensors of {source}"
-    return f"{sentence}; the head is random" if kept else sentence
+    ports = {name: name.removeprefix("backbone.") for name in own}
+    taken = {name: found[port] for name, port in ports.items() if port in found}
+    head = {name: own[name] for name in ("fc.weight", "fc.bias") if name in own}    # the baseline's
+    fits = all(name in taken and taken[name].shape == own[name].shape for name in head)
+    if not fits:                                                # another number of classes
+        taken = {name: tensor for name, tensor in taken.items() if name not in head}
+    target.load_state_dict({**head, **taken})                   # strict: names what is missing
+    sentence = f"training starts from {len(taken)} tensors of {source}"
+    return sentence if fits else f"{sentence}; the head is random"
 
 
 def port_names(weights):

@@ -164,11 +164,11 @@ def step_loss(net, batch, settings, stage):
     variant = VARIANTS[settings["variant"]]
     plan = plan_of(settings, stage)
     with autocast(device):
-        branches = run_branches(net, variant, plan, clean, degraded)
+        outputs = run_branches(net, variant, plan, clean, degraded)
     if variant.joined:                                                      # Model-G: 2B images
         labels = labels.repeat(2)
         mask = mask.repeat(2, 1, 1)
-    return total_loss(branches, labels, mask, variant, plan.lambdas, plan.aux)      # Eq. (19)
+    return total_loss(outputs, labels, mask, variant, plan.lambdas, plan.aux)       # Eq. (19)
 
 
 def mixed_seed(*numbers):

@@ -5,10 +5,10 @@ Draws made-up faces and four forgeries of each, in FaceForensics++'s layout.
 
 What is drawn, and why. LiSiam's premise is that slight traces of a forgery are easily removed by
 compression, while the forged place stays what it was. The demo shows what the invariance loss does
-with this, so each forgery leaves two traces:
+with this. So each forgery leaves two traces, besides those of its method:
 - One is easy to learn and does not last. Every camera lays a grid over its frames: a checkerboard
-  of one pixel, a crude picture of the periodic pattern that demosaicing leaves in photographs. What
-  is forged into a frame is off that grid by one pixel. Strong JPEG, resizing and blur erase it.
+  of one pixel, a crude model of the periodic pattern that demosaicing leaves in photographs. In a
+  forged part the checkerboard is shifted by one pixel. Strong JPEG, resizing and blur erase it.
 - The other is harder to learn and lasts: each forged part has a colour cast, another one each time.
 The grid lies at the same pixels in every frame, like a watermark, and the strengths were tuned
 until a network takes it as a shortcut. So the demo shows the mechanism of the loss. It proves
@@ -16,8 +16,9 @@ nothing about real forgeries, whose lasting trace may be another, or may not exi
 
 Everything else keeps shortcuts away. Faces stand anywhere, and every method forges any part of
 them, so that no constant mask fits. People, walls and cameras differ more than a forgery changes,
-so that the colour and sharpness of a whole frame say little. Outside its forged part a fake equals
-its real frame (at c0, bit for bit), as SSIM masks presume.
+so that the colour and sharpness of a whole frame say less than the forged part (frame AUC about
+.72). Outside its forged part a fake equals its real frame (at c0, bit for bit), as SSIM masks
+presume.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 GRID = (8, 12)  # grey levels of a camera's grid, from and to; 0, 0 takes the first trace away
-CAST = 36       # grey levels of a forgery's colour cast; 0 takes the second trace away
+CAST = 36       # grey levels of a forgery's colour cast; 0 takes this trace away, but two methods
+                # still fit the colour of the skin roughly
 SIZE = 107      # side of a frame in px, about a third of the paper's 299
 CHECKS = 2 * (np.indices((SIZE, SIZE)).sum(0) % 2)[..., None] - 1       # -1 and 1, in turn
 QUALITIES = {"c0": None, "c23": (0.3, 88), "c40": (0.5, 30)}     # px of blur, level of JPEG
@@ -46,7 +48,7 @@ METHODS = {     # resolution of the face that a method makes, and how it is enla
 SPLITS = {"train": (range(250), 2), "val": (range(250, 268), 2), "test": (range(268, 328), 3)}
 
 # Portraits are drawn upright on a canvas, then tilted, reduced and set into the frame. (0, 0) lies
-# between eyes and nose; the chin is at y = 1, the cheeks at x = -0.75 and 0.75.
+# between eyes and nose; the chin is at y = 1, the cheeks at about x = -0.7 and 0.7.
 UNIT = 60       # canvas px of a length of 1
 MIDDLE = 210    # canvas px of (0, 0), with as much again beyond
 REGIONS = [     # what a forgery may replace: x, y, half its width, half its height
@@ -140,7 +142,7 @@ def draw_person(who, expression, rng):
     spot(0, 0.55, smile * 0.85, mouth, np.array([58, 20, 22]))
     spot(0, 0.55 - mouth / 2, smile * 0.6, mouth * 0.4, np.array([226, 220, 208]))
 
-    # Light from one side on a round head, and pores, which every drawing has anew.
+    # Light from one side on a round head, and pores. Each drawing has new pores.
     y, x = (np.mgrid[:2 * MIDDLE, :2 * MIDDLE] - MIDDLE) / UNIT
     roundness = np.sqrt(np.clip(1 - (x / 0.95) ** 2 - (y / 1.3) ** 2, 0, 1))
     pores = who["pores"] * rng.normal(size=x.shape)
@@ -163,7 +165,7 @@ def place(image, pose):
 
 
 def photograph(portrait, who, pose):
-    """A portrait before the wall and the camera of `who`, still without grain."""
+    """The portrait in front of the wall of `who`, seen by the camera, without grid and grain."""
     frame = who["wall"].copy()
     placed = place(portrait, pose)
     frame.paste(placed, mask=placed)
@@ -203,7 +205,7 @@ def forge(method, real, face, pose, grid, rng):
     if method in ("Deepfakes", "FaceSwap"):     # another skin, whose mean is fitted roughly
         inside = share[..., 0] > 0.5
         face = face - face[inside].mean(0) + real[inside].mean(0) + rng.normal(0, 14, 3)
-    if method == "FaceSwap":            # badly: too dark or too light, as often
+    if method == "FaceSwap":            # a bad fit: too dark or too light, equally often
         face = face + rng.choice([-1, 1]) * rng.uniform(30, 46)
     cast = rng.normal(size=3)
     cast = cast - 0.5 * cast.mean()             # more a tint than a brightness
@@ -214,7 +216,10 @@ def forge(method, real, face, pose, grid, rng):
 
 # ---------------------------------------------------------------- the tree
 def draw_frame(who, source, rng):
-    """{folder: picture} of a real frame and its fakes: the face of `source`, or an expression."""
+    """{folder: picture}: a real frame and its four fakes.
+
+    Two methods set in the face of `source`, the others the same person with another expression.
+    """
     pose, expression = new_pose(rng), new_expression(rng)
     real = photograph(draw_person(who, expression, rng), who, pose)
     real = real + who["grid"] * CHECKS
@@ -230,7 +235,7 @@ def draw_frame(who, source, rng):
 
 
 def save(frame, path, quality):
-    """A PNG of the frame, after a JPEG round trip in memory unless at c0."""
+    """A PNG of the frame, first blurred and compressed to JPEG unless at c0."""
     image = Image.fromarray(frame)
     if QUALITIES[quality] is not None:
         blur, level = QUALITIES[quality]
