@@ -143,8 +143,8 @@ def celeb_test_list(root):
     """{(folder, id): "test"} of Celeb-DF's official list, whose lines read "1 YouTube-real/0.mp4".
 
     In the list, 1 means real. We do not use it: the folder says which videos are real.
-    READING Table III: the paper does not say which videos it tests. We take the official list, and
-    100 frames of each video.
+    READING Table III: the paper does not say which videos it tests, nor which quality it trains on.
+    We take the official list, 100 frames of each video, and networks trained on c23.
     """
     path = Path(root) / "List_of_testing_videos.txt"
     if not path.is_file():
@@ -251,20 +251,20 @@ def read_image(path, mode="RGB"):
 def read_face(path, mask_path=None):
     """A face crop in its own size, and its mask: Pillow images, RGB and grey; None without a mask.
 
-    On disk a mask is 255 where the frame is manipulated. ValueError names a crop that is not
-    square, and a mask that is not of the crop's size or holds 0 and 1.
+    On disk a mask is 255 where the frame is manipulated. ValueError if the crop is not square, if
+    the mask has another size, or if it holds 0 and 1.
     """
     image = read_image(path)
     if image.width != image.height:
         raise ValueError(f"{path} has {image.width} x {image.height} pixels, but a face crop is "
-                         "square; python data.py faces cuts full frames")
+                         "square; python data.py faces cuts faces out of videos")
     if mask_path is None:
         return image, None
     mask = read_image(mask_path, "L")
     if mask.size != image.size:
         raise ValueError(f"{mask_path} has {mask.width} x {mask.height} pixels, but its crop "
-                         f"{path} has {image.width} x {image.height}; delete the mask and run "
-                         "python masks.py")
+                         f"{path} has {image.width} x {image.height}; if masks.py made it, delete "
+                         "it and run python masks.py")
     if mask.getextrema()[1] == 1:
         raise ValueError(f"{mask_path} holds 0 and 1, but on disk a mask is 0 and 255")
     return image, mask
@@ -317,7 +317,7 @@ def resize(image, fraction):
     """R of Fig. 4: down to `fraction` of the side and back. Returns a new image of the same size.
 
     READING Sec. IV-A3: bilinear in both directions, and Pillow averages on the way down. The
-    release means to draw the kernel at random, but always takes nearest on the way down instead.
+    release intends a random kernel, but its code always takes nearest on the way down.
     """
     small = [max(1, round(side * fraction)) for side in image.size]
     smaller = image.resize(small, Image.Resampling.BILINEAR)
@@ -360,7 +360,7 @@ OPERATIONS = [
 def degrade(image, rng):
     """I^1 -> I^2: each of OPERATIONS with probability 0.5, in random order; `image` is not changed.
 
-    READING Sec. IV-A3: only branch 2 is degraded. The release blurs in place instead, so that in
+    READING Sec. IV-A3: only branch 2 is degraded. The release blurs in place, so that in
     17.6 % of its samples the clean branch is blurred as well.
     """
     for index in rng.permutation(len(OPERATIONS)):
@@ -386,7 +386,7 @@ class TrainingPairs(torch.utils.data.Dataset):
     fewer fakes than real videos, the fakes are listed again instead.
     READING Sec. IV-E: with five classes each real video is listed once, so that no class prevails.
     READING Sec. IV-F: "without data augmentation". The clean branch is not changed in any way. The
-    release scales, crops, flips and shuffles patches in both branches instead.
+    release scales, crops, flips and shuffles patches in both branches.
     """
 
     def __init__(self, videos, size, seed=0, num_classes=2, needs_masks=True):
@@ -395,12 +395,10 @@ class TrainingPairs(torch.utils.data.Dataset):
         self.num_classes = num_classes
         self.samples = {}                       # {video's key: [(frame, mask or None)]}
         for video in videos:
-            pairs = zip(video.frames, video.masks)
-            if video.label and needs_masks:
-                pairs = [(frame, mask) for frame, mask in pairs if mask]
-            elif not needs_masks:
-                pairs = [(frame, None) for frame, _ in pairs]
-            self.samples[video.key] = list(pairs)
+            masks = video.masks if needs_masks else [None] * len(video.frames)
+            self.samples[video.key] = [
+                (frame, mask) for frame, mask in zip(video.frames, masks)
+                if mask or not video.label or not needs_masks]
         reals = [video for video in videos if not video.label]
         fakes = [video for video in videos if video.label and self.samples[video.key]]
         if num_classes == 2:
@@ -725,8 +723,8 @@ def faces(dataset, root, workers):
 
 # ---------------------------------------------------------------- is a tree fit to train on?
 # A forgery changes less than half of a crop, so the median of 1 - SSIM over a crop tells how well
-# two crops line up. Two pairs of FF++ that do had .02 on c23 and .07 on c40. With a box 4 px off,
-# they had .16 to .23 on c23 and .10 to .19 on c40, where a small error may therefore pass.
+# two crops line up. For two aligned pairs of FF++ it was .02 on c23 and .07 on c40. With the box
+# shifted by 4 px it was .16 to .23 on c23 and .10 to .19 on c40, where a small shift can pass.
 MISALIGNED = 0.15
 
 
@@ -782,12 +780,12 @@ def print_shares(videos, shares):
 
 
 def check(dataset, root, quality, mask, workers):
-    """Decodes all videos of a quality and names what is missing; exit status 1 if it is wrong."""
+    """Decodes all videos of a quality and names what is missing; status 1 if a picture is wrong."""
     splits = official_split(dataset, root)
     kind = crops_kind(dataset, root, mask)
     other = "frames" if kind == "faces" else "faces"
     folders = method_folders(dataset, root, quality)
-    print(f"{root}, {quality}: reading {kind}/")
+    print(f"{root}: reading {kind}/")
     problems = []
     for split in SPLITS if dataset in TRAINABLE else ("test",):
         videos = list_videos(dataset, root, quality, split, mask)

@@ -5,10 +5,10 @@ Read beside Sec. IV-A4 and IV-C to IV-G.
   paper         code              meaning
   frame level   frame_acc, _auc   every frame on its own (Tables I, III, VI)
   video level   video_acc, _auc   the mean P(fake) of a video's frames (Tables II, IV, V, VI, VII)
-  alpha         score             P(fake) of a frame, 0..1
+  alpha         score             P(fake) of a frame after softmax, 0..1
                 iou, pixel_auc    the forgery map against X_gt on fake frames (not in the paper)
 FF++'s test set has four fakes for each real video, so the answer "all fake" has an accuracy of
-80 %. The accuracies of both classes stand beside the total. AUC is n/a if only one class is there.
+80 %. Frame accuracy is also given for each class. AUC is n/a if only one class is there.
 
     python evaluate.py --checkpoint runs/NAME/best.pt --data ff++ --quality c0 c23 c40
                        [--json FILE] [--csv FILE] [--figures DIR] [--sweep]
@@ -74,7 +74,10 @@ def auc(labels, scores):
 
 
 def auc_of_counts(real_counts, fake_counts):
-    """AUC from the numbers of reals and fakes at each of some rising scores; None without any."""
+    """AUC from how many reals and how many fakes have each distinct score, in rising order.
+
+    None if a class is empty.
+    """
     pairs = float(real_counts.sum()) * float(fake_counts.sum())     # of pixels: may overflow int64
     if pairs == 0:
         return None
@@ -83,7 +86,7 @@ def auc_of_counts(real_counts, fake_counts):
 
 
 def accuracy(labels, scores, of=None):
-    """Share of right answers at P(fake) > 0.5; of=0 or 1: among reals or fakes. None without any.
+    """Share of right answers at P(fake) > 0.5. With of=0 or of=1, only reals or only fakes count.
 
     READING Sec. IV-A4: the paper does not name the threshold of "Acc". We use 0.5. With two classes
     this means the class with the larger logit. With five, a frame is fake if the probabilities of
@@ -102,7 +105,7 @@ def video_scores(scores, video):
     READING Sec. IV-C: the paper says "averaging the accuracy and AUC of each frame". A single frame
     has no AUC, and averaged accuracy would be the frame accuracy again, but Tables I and II differ
     (96.51 and 97.57). We average P(fake) over all frames of a video, and compute both numbers from
-    these means. The release averages over fixed chunks of 100 frames instead, and votes for
+    these means. The release averages over fixed chunks of 100 frames, and votes for
     accuracy.
     """
     indices, inverse = np.unique(video, return_inverse=True)
@@ -143,6 +146,8 @@ def scores_and_maps(net, images):
 
     READING Sec. IV-A4: P(fake) is 1 - P(real), so that one rule serves two classes and five.
     Scores are in double precision. float32 would round many to 1.0, and ties cost AUC.
+    READING Fig. 6: the paper does not say how the map is enlarged. We enlarge its probabilities, as
+    Eq. (6) does. The loss of Eq. (17) enlarges logits.
     """
     with autocast(images.device.type):
         output = net(to_input(images))
@@ -298,8 +303,8 @@ def constant_mask(forged):
 
     iou_constant: the mean mask, cut at the level with the highest IoU. pixel_auc_constant: the mean
     mask itself, used as a map. They are fitted to the test frames themselves, so a method that
-    ignores the picture can hardly do better. A map that does not beat them has not used the
-    picture.
+    ignores the picture can hardly do better. A map that does not beat them gives no evidence that
+    it used the picture.
     """
     forged = forged[forged.any(axis=1)]         # as for the map: frames with forged pixels
     if len(forged) == 0:
@@ -444,14 +449,16 @@ def tables(paths):
     """Files of --json -> a row for each model, training and test set, in percent.
 
     Runs that differ only in the seed share a row: mean and standard deviation over them. If the
-    files differ in iterations, size or a similar setting, it is added to the model's name.
+    files differ in iterations, size or a similar setting, it is added to the model's name. A run
+    that was tested twice counts once.
     """
     rows = []                                   # (settings, result)
     for path in paths:
         for run in json.loads(Path(path).read_text()):
             rows += [(run["settings"], result) for result in run["results"]]
     varied = []
-    for key in ("iterations", "batch_size", "width", "size", "lr", "lambdas", "aux", "pretrained"):
+    for key in ("root", "iterations", "batch_size", "width", "size", "lr", "lambdas", "aux",
+                "pretrained"):
         if len({str(settings.get(key)) for settings, _ in rows}) > 1:
             varied.append(key)
     groups = collections.defaultdict(dict)      # {first cells: {(seed, folder): result}}
@@ -853,7 +860,7 @@ def parse_arguments(argv=None):
     flag("--split", choices=data.SPLITS, default="test", help="default %(default)s")
     kinds = [*masks.MASKS, "given"]
     flag("--mask", choices=kinds, help="compared with the map, default as in training")
-    flag("--frames", type=int, help="at most so many frames a video, evenly spread; default all")
+    flag("--frames", type=int, help="at most this many of each video, evenly spread; default all")
     flag("--batch-size", type=int, default=32, help="default %(default)s")
     flag("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -960,7 +967,7 @@ def main():
             print(f"{result_tables(sweeps[run.name])}\n")
     if args.sweep:
         sweep_plot(tests[0].name, sweeps, folder / "sweep.png")
-    if args.figures:
+    if args.figures:            # they make their own masks, so the test sets of any run serve
         draw_figures(runs, tests if runs else find_tests(args, args.mask or "ssim"), folder)
 
 

@@ -145,8 +145,9 @@ def total_loss(outputs, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0, 
     (B, H, W) of 0 and 1. Model-G has both repeated for its 2B images. lambdas: weights of L_li,
     L_cls and L_seg, all 1 in Sec. III-E; a term with weight 0 is not computed. parts: {"li", "cls",
     "seg", "aux"}.
-    READING Eq. (19): three terms are printed. We add aux = 0.4 times the cross-entropy of OCR's
-    soft regions, which belongs to [39] and is in the authors' release; --aux 0 switches it off.
+    DEPARTURE Eq. (19): the paper prints three terms. We add aux = 0.4 times the cross-entropy of
+    OCR's soft regions, which belongs to [39] and is in the authors' release; --aux 0 switches it
+    off.
     lambda_seg does not scale it, so training without any mask is --lambdas 1 1 0 --aux 0.
     """
     lambda_li, lambda_cls, lambda_seg = lambdas

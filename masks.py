@@ -89,6 +89,8 @@ def best_pair(video):
     the one with more pairs of frames; if they have equally many, c0. All qualities share the masks.
     Both frames of a pair have the same quality.
     """
+    if not video.label:
+        return None
     folder = video.frames[0].parent             # .../Deepfakes/c23/faces/000_003
     pairs = []
     for quality in data.QUALITIES:              # the best first
@@ -106,9 +108,8 @@ def common_names(pair):
     return set(data.names(fake, ".png")) & set(data.names(real, ".png"))
 
 
-def missing_names(video, mask):
-    """File names of the frames for which a mask can still be written; [] for a real video."""
-    pair = best_pair(video) if video.label else None
+def missing_names(pair, mask):
+    """File names of the frames of best_pair for which a mask can still be written."""
     if pair is None:
         return []
     there = data.names(data.mask_folder(pair[0], mask), ".png")
@@ -127,7 +128,7 @@ def write_video_masks(video, mask):
         return [f"the masks in {folder} were made from c40, but there is {quality} now, which "
                 "gives better ones; delete the folder and run again"]
     problems = []
-    for name in missing_names(video, mask):
+    for name in missing_names(pair, mask):
         try:
             crops = [np.asarray(data.read_image(place / name)) for place in (real, fake)]
             image = Image.fromarray(255 * MASKS[mask](*crops))          # white = manipulated
@@ -175,11 +176,12 @@ def main():
     for quality in data.QUALITIES:
         for split in data.SPLITS:
             for video in data.list_videos(args.data, root, quality, split, args.mask):
-                if video.label and best_pair(video):
+                if best_pair(video):
                     fakes.setdefault(video.key, video)
     if not fakes:
         sys.exit(f"there are no crops of a fake video and of its real video under {root}, but "
-                 "masks are made from both; python data.py faces cuts them")
+                 "masks are made from both; python data.py faces cuts them, and python train.py "
+                 "--data demo draws the demo's")
     write_masks(fakes.values(), args.mask, args.workers)
     print(f"the masks of {len(fakes)} fake videos are in "
           f"{root}/manipulated_sequences/*/masks_{args.mask}")

@@ -291,7 +291,7 @@ class MaskGuidedTransformer(nn.Module):
         with torch.autocast(q.device.type, enabled=False):
             attn = (q.float() @ k.float()).softmax(dim=2)  # Eq. (12)  a_ij          (B, N, N)
             attn = self.dropout(attn).to(v.dtype)
-        # READING Eq. (13): the paper prints no sum. We sum over j, as non-local attention [35] does.
+        # READING Eq. (13): the paper prints no sum. We sum over j, as [35] does.
         y = (attn @ v).transpose(1, 2).reshape(B, C, H, W)
         y = self.f_m(y)                                  # Eq. (13)  Y        (B, 512, 13, 13)
         # READING Eq. (14): we concatenate in the printed order. The release puts X_c first and
@@ -343,7 +343,7 @@ class LiSiam(nn.Module):
     READING Sec. III-E: the paper gives only f_seg's output size. It is one 1x1 convolution, as in
     the release.
     READING Table VI: Model-F is "without the Mask-guided Transformer". Ours feeds the pooled X_c
-    (512 channels) to f_mlp. The release feeds it the map's two channels instead.
+    (512 channels) to f_mlp. The release feeds it the map's two channels.
     """
 
     def __init__(self, width=1.0, num_classes=2, transformer=True):
@@ -425,7 +425,7 @@ def to_input(images):
     Its memory layout stays that of the pixels, which is the faster one (channels_last).
     READING Sec. IV-A3: the paper does not name the normalization. Mean and standard deviation 0.5
     are those of nearly all public ports of Xception. Our input is RGB, the order that the ImageNet
-    weights were trained on; the release feeds OpenCV's BGR instead.
+    weights were trained on; the release feeds OpenCV's BGR.
     """
     images = images.permute(0, 3, 1, 2)                         # (B, 3, S, S)
     return (images.float() * (1 / 255) - 0.5) / 0.5             # bit-equal to torchvision's v2

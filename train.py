@@ -71,7 +71,7 @@ PAPER = dict(
 # DEPARTURE Sec. IV-B: the demo trains for minutes on two cores, from random weights. The paper's
 # schedule takes hours or days on a GPU and starts from ImageNet weights.
 DEMO = dict(
-    iterations=[600, 50, 350],  # most of them for the map, because the decision is made from it
+    iterations=[600, 50, 350],  # most of them in stage 1, because the decision uses the map
     batch_size=16,
     width=0.125,                # 0.5 million parameters instead of 32.3 million
     size=107,                   # gives a map of 13 x 13
@@ -114,7 +114,7 @@ def freeze(net, stage):
 
     READING Sec. IV-B: "freeze" can mean the weights alone, or everything. We also put frozen parts
     into eval mode, so that their BatchNorm statistics and dropout stand still and they end
-    bit-identical. The release only clears requires_grad instead.
+    bit-identical. The release only clears requires_grad.
     """
     net.train().requires_grad_(True)
     frozen = []
@@ -220,7 +220,7 @@ def main(argv=None):
             validates = stage > 1 and (ends_stage or iteration % settings["eval_every"] == 0)
             # A resumed run must know what best.pt holds, so last.pt is saved with it.
             saves = ends_stage or validates or iteration % settings["save_every"] == 0
-            if saves or validates or iteration % LOG_EVERY == 0:
+            if saves or iteration % LOG_EVERY == 0:
                 log_step(run, bar, iteration, stage, rate, {"loss": loss, **parts}, net)
             if validates:
                 best = validate(net, val_videos, run, iteration, stage, best, (rank, world))
@@ -279,7 +279,7 @@ def complete_data(settings, world):
     if not needs_masks(settings) or mask == "given":
         return
     videos = [video for split in data.SPLITS for video in list_split(settings, split)]
-    if world > 1 and any(masks.missing_names(video, mask) for video in videos):
+    if world > 1 and any(masks.missing_names(masks.best_pair(video), mask) for video in videos):
         sys.exit("masks are missing, and the other processes would wait too long for them; first "
                  f"run python masks.py --data {name} --root {root} --mask {mask}")
     masks.write_masks(videos, mask, settings["workers"] or 1)
@@ -396,7 +396,7 @@ class RunFolder:
                 sys.exit(f"{self.last} was trained with {name} = {then.get(name)}, not {value}; "
                          "resume with the run's own, or use another --out")
         if self.videos != checkpoint["videos"]:
-            sys.exit(f"the training videos or their masks are others than those of {self.last}; "
+            sys.exit(f"the training videos or their masks differ from those of {self.last}; "
                      "restore them, or start a new run with another --out")
         net.load_state_dict(checkpoint["model"])
         if self.writes:
@@ -576,7 +576,7 @@ def parse_arguments(argv=None):
     flag("--size", type=int, help="pixels of a crop's side, at least 23")
     flag("--eval-every", type=int, help="iterations between validations, from stage 2 on")
     flag("--save-every", type=int, help="iterations between two last.pt")
-    flag("--val-frames", type=int, help="at most so many of each val video")
+    flag("--val-frames", type=int, help="use at most this many frames of each val video")
     settings = vars(parser.parse_args(argv))
     of_lisiam = settings["lambdas"] or settings["aux"] is not None or settings["variant"] != "A"
     if settings["model"] == "xception" and (of_lisiam or settings["mask"]):
