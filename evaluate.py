@@ -196,7 +196,7 @@ def map_numbers(counts):
 #   index (n,)                  place of the frame among all frames of the test set
 #   video (n,)                  index into the videos of the test set
 #   has_mask (n,) bool
-#   names                       list of n tuples (data set, method, video's id, file name)
+#   names                       list of n tuples (data set, method, video's id, file name, label)
 #   score (n,)                  P(fake)
 #   iou (n, 19), marked (n,)    of the map, see map_numbers
 #   counts (videos, 2, STEPS)   count_pixels of a video's frames that have a mask
@@ -248,7 +248,8 @@ def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
     return {**arrays, "counts": counts.cpu().numpy(), "index": np.array(index),
             "video": np.array([video for video, _, _ in items]),
             "has_mask": np.array([mask is not None for _, _, mask in items]),
-            "names": [(*test.videos[video].key, frame.name) for video, frame, _ in items]}
+            "names": [(*test.videos[video].key, frame.name, test.videos[video].label)
+                      for video, frame, _ in items]}
 
 
 def summarize(found, videos, method=None, threshold=None):
@@ -483,15 +484,9 @@ def tables(paths):
 
 def frame_lines(checkpoint, test, found):
     """Lines of --csv: one for each frame of a test set. iou is empty where there is none."""
-    lines = []
-    for row, (dataset, method, id, frame) in enumerate(found["names"]):
-        label = test.videos[found["video"][row]].label
-        score = found["score"][row]
-        iou = found["iou"][row, MIDDLE] if "iou" in found else np.nan
-        iou = "" if np.isnan(iou) else iou
-        quality = test.quality or ""
-        lines.append((checkpoint, dataset, quality, method, id, frame, label, score, iou))
-    return lines
+    ious = found["iou"][:, MIDDLE] if "iou" in found else np.full(len(found["score"]), np.nan)
+    return [(checkpoint, dataset, test.quality, *rest, score, "" if np.isnan(iou) else iou)
+            for (dataset, *rest), score, iou in zip(found["names"], found["score"], ious)]
 
 
 CSV_TITLES = ("checkpoint", "data", "quality", "method", "video", "frame", "label", "score", "iou")
@@ -669,7 +664,7 @@ def pooled_features(run, test):
     last_layers = run.net.fc if isinstance(run.net, XceptionClassifier) else run.net.f_mlp.f_mlp
     with last_layers.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0])):
         found = predict(run, test)
-    methods = np.array([method for _, method, _, _ in found["names"]])
+    methods = np.array([name[1] for name in found["names"]])
     return torch.cat(pooled).float().cpu().numpy(), methods
 
 

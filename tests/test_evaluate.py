@@ -202,7 +202,7 @@ def test_a_whole_evaluation_agrees_with_one_by_hand(masked_tree):
     shutil.rmtree(masked_tree / "manipulated_sequences/Deepfakes/masks_ssim/953_974")
     test = evaluate.TestSet("somewhere", "ff++", "c23", videos_of(masked_tree), None)
     result, found = evaluate.evaluate(run_of(Stub()), test)
-    is_fake = np.array([method != "real" for _, method, _, _ in found["names"]])
+    is_fake = np.array([label == 1 for *_, label in found["names"]])
     assert evaluate.agreement(found, found, is_fake) == 1
     other_frames = {**found, "names": found["names"][::-1]}
     assert evaluate.agreement(found, other_frames, is_fake) is None
