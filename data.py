@@ -204,7 +204,7 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     crops = [path for folder in folders.values() for path in (folder / kind).glob("[!.]*/*")]
     clips = [path for folder in folders.values() for path in folder.rglob("*.mp4")]
     advice = ("if --root is right, download the data set (README, 'Prepare') and run python "
-              "data.py faces; python train.py --data demo needs no download")
+              "data.py faces; python train.py --data demo needs no download and draws its own")
     if crops:
         advice = f"there is {crops[0]}, but only files of {split} videos that end in .png are read"
     elif clips:

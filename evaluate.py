@@ -379,6 +379,12 @@ MAP = {
     "pixel_auc": "AUC pixel", "pixel_auc_constant": "of constant masks",
     "marked_real": "marked in reals", "agreement": "agreement",
 }
+MAP_LEGEND = """\
+IoU is taken at 0.5, and at the threshold that was best on val. Constant masks show what a map can
+reach without looking at the picture: one mask for each method, fitted to the test frames. What is
+marked in real frames is a false positive. Agreement is the IoU with the map of the same frame in
+the quality of the training, in a sweep with that of the undegraded frame; n/a if there is none, or
+if nothing is marked."""
 COMPARED = ("frame_acc frame_auc video_acc video_auc iou iou_val iou_constant pixel_auc "
             "marked_real agreement").split()                    # the columns of --tables
 
@@ -434,10 +440,7 @@ def result_tables(results):
             if lines:
                 texts.append(markdown([["test set", *(columns[key] for key in keys)], *lines]))
     if any(result["iou"] is not None for result in results):
-        texts.append("Constant masks show what a map can reach without looking at the picture: one "
-                     "mask for each method,\nfitted to the test frames. Agreement is the IoU with "
-                     "the map of the same frame in the quality of\nthe training; in a sweep, with "
-                     "that of the undegraded frame.")
+        texts.append(MAP_LEGEND)
     for result in results:
         if result["intervals"]:
             spans = [f"{DECISION[column]} {low:.3f} to {high:.3f}"

@@ -508,10 +508,11 @@ def curves(folder):
     if figure is None:
         return
     left, right = figure.subplots(1, 2)
-    for name in ("loss", "li", "cls", "seg", "aux"):            # a stage has not all of them
-        points = [(line["iteration"], line[name]) for line in lines if name in line]
-        if points:
-            left.plot(*zip(*points), ".", markersize=3, label=name)
+    steps = [line for line in lines if "loss" in line]
+    names = dict.fromkeys(name for line in steps for name in line)      # a stage has not all losses
+    for name in [name for name in names if name not in ("iteration", "stage", "lr", "time")]:
+        points = [(line["iteration"], line[name]) for line in steps if name in line]
+        left.plot(*zip(*points), ".", markersize=3, label=name)
     checks = [line for line in lines if "val" in line]
     for name in ("frame_auc", "video_auc", "iou"):
         right.plot([line["iteration"] for line in checks],
