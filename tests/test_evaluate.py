@@ -818,7 +818,9 @@ def test_the_map_of_the_most_suspicious_frame_is_drawn_over_it(tmp_path, capsys)
     for frame, level, (x, y, side) in zip(frames, levels, boxes):
         frame[y:y + side, x:x + side] = level
     scores = [1 / (1 + np.exp(-10 * (level / 255 * 2 - 1))) for level in levels]
-    evaluate.report_face(run_of(Stub()), "clip", frames, boxes, tmp_path / "map.png")
+    found = {index: (*box, 300) for index, box in enumerate(boxes)}     # as data.find_boxes
+    evaluate.report_face(run_of(Stub()), "clip", list(enumerate(frames)), found,
+                         tmp_path / "map.png")
     said = capsys.readouterr().out
     assert f"3 frames have P(fake) {min(scores):.3f} to {max(scores):.3f}" in said
     assert f"clip: P(fake) {np.mean(scores):.3f}; face at" in said
