@@ -210,13 +210,13 @@ def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
     operation: see data.TestFrames. keep_pixels: whether to keep masks and marks. share=(rank,
     world): every world-th frame from rank on, for several processes.
     """
-    size, device = run.trained["size"], run.call["device"]
-    frames = data.TestFrames(test.videos, size, test.limit, operation)
+    size, device, videos = run.trained["size"], run.call["device"], test.videos
+    frames = data.TestFrames(videos, size, test.limit, operation)
     index = range(share[0], len(frames), share[1])
     loader = torch.utils.data.DataLoader(
         torch.utils.data.Subset(frames, index), run.call["batch_size"],
         num_workers=run.call["workers"], pin_memory=device == "cuda", generator=torch.Generator())
-    counts = torch.zeros(len(test.videos), 2, STEPS, dtype=torch.int64, device=device)
+    counts = torch.zeros(len(videos), 2, STEPS, dtype=torch.int64, device=device)
     found = collections.defaultdict(list)
     grid = slice(None, None, max(1, size // 75))
     run.net.eval()
@@ -244,12 +244,11 @@ def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
         sys.exit("the scores are not finite: weights or BatchNorm statistics are damaged")
     if "marks" in arrays:
         arrays["marks"] = np.packbits(arrays["marks"], axis=1)
-    items = [frames.items[place] for place in index]
+    items = [frames.items[place] for place in index]            # (video's index, frame, its mask)
     return {**arrays, "counts": counts.cpu().numpy(), "index": np.array(index),
             "video": np.array([video for video, _, _ in items]),
             "has_mask": np.array([mask is not None for _, _, mask in items]),
-            "names": [(*test.videos[video].key, frame.name, test.videos[video].label)
-                      for video, frame, _ in items]}
+            "names": [(*videos[v].key, frame.name, videos[v].label) for v, frame, _ in items]}
 
 
 def summarize(found, videos, method=None, threshold=None):
