@@ -204,7 +204,7 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     crops = [path for folder in folders.values() for path in (folder / kind).glob("[!.]*/*")]
     clips = [path for folder in folders.values() for path in folder.rglob("*.mp4")]
     advice = ("if --root is right, download the data set (README, 'Prepare') and run python "
-              "data.py faces; python train.py --data demo needs no download and draws its own")
+              "data.py faces; python train.py --data demo draws its own faces")
     if crops:
         advice = f"there is {crops[0]}, but only files of {split} videos that end in .png are read"
     elif clips:
@@ -271,7 +271,7 @@ def read_face(path, mask_path=None):
 
 
 def decode(frames, mask_paths):
-    """Reads face crops and their masks: (sentences on what is wrong, share that each mask marks)"""
+    """Reads crops and masks. Returns (sentences on what is wrong, the share each mask marks)."""
     problems = []
     shares = []
     for frame, mask_path in zip(frames, mask_paths):
@@ -729,7 +729,7 @@ MISALIGNED = 0.15
 
 
 def check_video(video):
-    """(sentences on what is wrong with a video, mean share that its masks mark; None without)"""
+    """Returns (sentences on what is wrong, mean share of a crop that the masks mark or None)."""
     problems, shares = decode(video.frames, video.masks)
     if video.label and video.dataset in TRAINABLE and not problems:
         problems = pair_problems(video)

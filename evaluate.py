@@ -838,7 +838,7 @@ def report_faces(run, args, folder):
             file = "_".join(path.parts[-4:]).replace(path.anchor, "")       # c23_faces_000_0012.png
             report_face(run, name, frames, boxes, folder / f"{file}_map.png")
         else:
-            problems.append(f"{name}: no face found; --crop none takes a square picture as one")
+            problems.append(f"{name}: no face found; --crop none takes a square picture as a face")
     print("A score is not a proof. It says how much a face resembles the fakes that this network "
           f"was trained on ({trained_on(run.trained)}).")
     if problems:

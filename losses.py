@@ -133,8 +133,9 @@ def run_branches(net, variant, plan, clean, degraded):
         return {1: net(torch.cat([clean, degraded]), heads=heads)}
     if plan.branches == (1, 2):                             # Fig. 1
         return dict(zip((1, 2), net(clean, degraded, heads=heads)))
-    n, = plan.branches                  # a single input always is the network's first branch
-    return {n: net({1: clean, 2: degraded}[n], heads=(n in plan.heads, False))}
+    (number,) = plan.branches           # alone, either one goes through the network's first branch
+    images = clean if number == 1 else degraded
+    return {number: net(images, heads=(number in plan.heads, False))}
 
 
 # ---------------------------------------------------------------- Sec. III-D: the sum

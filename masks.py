@@ -94,8 +94,8 @@ def best_pair(video):
     folder = video.frames[0].parent             # .../Deepfakes/c23/faces/000_003
     pairs = []
     for quality in data.QUALITIES:              # the best first
-        method = data.quality_folder(folder.parents[2], quality)
-        fake = method / folder.parent.name / folder.name
+        place = data.quality_folder(folder.parents[2], quality)
+        fake = place / folder.parent.name / folder.name
         pair = fake, data.twin_folder(fake), quality
         if common_names(pair):
             pairs.append(pair)
@@ -109,7 +109,7 @@ def common_names(pair):
 
 
 def missing_names(pair, mask):
-    """File names of the frames of best_pair for which a mask can still be written."""
+    """File names of the frames whose mask is missing. pair: see best_pair; [] without a pair."""
     if pair is None:
         return []
     there = data.names(data.mask_folder(pair[0], mask), ".png")

@@ -158,8 +158,8 @@ class OCR(nn.Module):
       context   y_i = up(sum_r w_ir value(f_r))             X_I = fuse([y_i, x_i])
 
     READING Sec. III-E: the paper gives [39], the backbone's output as the input, and the output
-    size. The layers follow the authors' release: the soft regions come from block 4 instead, as in
-    [39], the fusion is 3x3, and there is no dropout.
+    size. The layers follow the authors' release: the soft regions come from block 4 instead, the
+    fusion is 3x3, and there is no dropout.
     """
 
     def __init__(self, width=1.0):
@@ -422,7 +422,7 @@ class XceptionClassifier(nn.Module):
 def to_input(images):
     """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32 in [-1, 1].
 
-    Its memory layout stays that of the pixels, which is the faster one (channels_last).
+    In memory, the three colours of a pixel stay side by side (channels_last), which is faster.
     READING Sec. IV-A3: the paper does not name the normalization. Mean and standard deviation 0.5
     are those of nearly all public ports of Xception. Our input is RGB, the order that the ImageNet
     weights were trained on; the release feeds OpenCV's BGR.

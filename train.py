@@ -509,8 +509,8 @@ def curves(folder):
         return
     left, right = figure.subplots(1, 2)
     steps = [line for line in lines if "loss" in line]
-    names = dict.fromkeys(name for line in steps for name in line)      # a stage has not all losses
-    for name in [name for name in names if name not in ("iteration", "stage", "lr", "time")]:
+    others = ("iteration", "stage", "lr", "time")
+    for name in dict.fromkeys(name for line in steps for name in line if name not in others):
         points = [(line["iteration"], line[name]) for line in steps if name in line]
         left.plot(*zip(*points), ".", markersize=3, label=name)
     checks = [line for line in lines if "val" in line]

@@ -33,8 +33,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 GRID = (8, 12)  # grey levels of a camera's grid, from and to; 0, 0 takes the first trace away
-CAST = 36       # grey levels of a forgery's colour cast; 0 takes this trace away, but two methods
-                # still fit the colour of the skin roughly
+CAST = 36       # grey levels of a forgery's colour cast; 0 takes the second trace away, but not
+                # the wrong skin colours of Deepfakes and FaceSwap
 SIZE = 107      # side of a frame in px, about a third of the paper's 299
 CHECKS = 2 * (np.indices((SIZE, SIZE)).sum(0) % 2)[..., None] - 1       # -1 and 1, in turn
 QUALITIES = {"c0": None, "c23": (0.3, 88), "c40": (0.5, 30)}     # px of blur, level of JPEG
