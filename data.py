@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from skimage.metrics import structural_similarity
+from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 METHODS = ("Deepfakes", "FaceSwap", "Face2Face", "NeuralTextures")  # classes 1-4 of Fig. 5
@@ -194,26 +195,17 @@ def crops_kind(dataset, root, mask):
 
 
 def require_videos(dataset, root, quality, split, mask="ssim"):
-    """Returns list_videos. If it is empty, ends the program and says what to do."""
+    """Returns list_videos. If it is empty, ends the program and says what is there instead."""
     videos = list_videos(dataset, root, quality, split, mask)
     if videos:
         return videos
-    kind = crops_kind(dataset, root, mask)
-    folders = method_folders(dataset, root, quality)
-    others = [other for other in QUALITIES if list_videos(dataset, root, other, split, mask)]
-    crops = [path for folder in folders.values() for path in (folder / kind).glob("[!.]*/*")]
-    clips = [path for folder in folders.values() for path in folder.rglob("*.mp4")]
-    advice = ("if --root is right, download the data set (README, 'Prepare') and run python "
-              "data.py faces; python train.py --data demo draws its own faces")
-    if crops:
-        advice = f"there is {crops[0]}, but only files of {split} videos that end in .png are read"
-    elif clips:
-        advice = f"cut the videos first: python data.py faces --data {dataset} --root {root}"
-    elif others:
-        advice = f"there are crops of {', '.join(others)}: choose that --quality, or download more"
-    place = next(iter(folders.values())) / kind
-    sys.exit(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png; "
-             f"{advice}")
+    folders = list(method_folders(dataset, root, quality).values())
+    place = folders[0] / crops_kind(dataset, root, mask)
+    files = (file for folder in (*folders, Path(root)) for file in folder.rglob("[!.]*.*"))
+    sys.exit(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png. Found "
+             f"instead: {next(files, 'nothing')}. README ('Prepare') has download and layout. "
+             f"python data.py faces --data {dataset} --root {root} cuts faces out of videos; "
+             "python train.py --data demo draws its own")
 
 
 def training_videos(videos, needs_masks=True):
@@ -298,11 +290,6 @@ def to_mask(mask, size):
     if mask.size != (size, size):
         mask = mask.resize((size, size), Image.Resampling.NEAREST)
     return (np.asarray(mask) > 127).astype(np.uint8)
-
-
-def to_tensor(image):
-    """Pillow RGB -> (H, W, 3) uint8 tensor. Floats would be four times as many bytes to move."""
-    return torch.from_numpy(np.array(image))
 
 
 # ---------------------------------------------------------------- Sec. IV-A3, Fig. 4: degradations
@@ -427,8 +414,8 @@ class TrainingPairs(torch.utils.data.Dataset):
         label = video.label
         if video.label and self.num_classes == 5:
             label = 1 + METHODS.index(video.method)
-        return {"clean": to_tensor(clean), "degraded": to_tensor(degraded),
-                "mask": torch.from_numpy(to_mask(mask, self.size)), "label": label}
+        return {"clean": np.array(clean), "degraded": np.array(degraded),
+                "mask": to_mask(mask, self.size), "label": label}
 
 
 class TestFrames(torch.utils.data.Dataset):
@@ -458,7 +445,7 @@ class TestFrames(torch.utils.data.Dataset):
         if self.operation:
             function, strength = self.operation
             image = function(image, strength)
-        return {"image": to_tensor(image), "mask": torch.from_numpy(to_mask(mask, self.size)),
+        return {"image": np.array(image), "mask": to_mask(mask, self.size),
                 "video": index, "has_mask": mask is not None}
 
 
@@ -518,14 +505,12 @@ def count_frames(video, decoded=False):
 
 
 def read_frames(video, wanted):
-    """Yields (index, (H, W, 3) uint8 RGB) for the wanted indices, in rising order, at most 500.
+    """Yields (index, (H, W, 3) uint8 RGB) for the wanted indices, in rising order, at most 100.
 
     Yields fewer if the video is shorter. ValueError if it is damaged.
     """
-    terms = [f"eq(n,{index})" for index in wanted]
-    # ffmpeg's parser fails on a sum of 101 terms, but takes a sum of shorter sums.
-    sums = [f"({'+'.join(terms[start:start + 50])})" for start in range(0, len(terms), 50)]
-    chosen = ["-vf", f"select='{'+'.join(sums)}'", "-fps_mode", "passthrough"]
+    terms = "+".join(f"eq(n,{index})" for index in wanted)      # ffmpeg refuses 101
+    chosen = ["-vf", f"select='{terms}'", "-fps_mode", "passthrough"]
     reader = ffmpeg().read_frames(str(video), input_params=["-xerror"], output_params=chosen)
     count = 0
     try:
@@ -619,9 +604,13 @@ def write_crops(video, boxes, folder):
         face = Image.fromarray(frame[y:y + side, x:x + side])
         face = face.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
         face.save(part / f"{index:04d}.png")
-    if not names(part):
+    count = len(names(part))
+    if count == 0:
         raise ValueError("it has none of the frames that were to be cut")
     os.replace(part, folder)
+    if count < len(boxes):
+        tqdm.write(f"{video} is shorter than the video on which its boxes were found; it keeps the "
+                   f"{count} of {len(boxes)} frames that it has")
 
 
 # READING Sec. IV-A3: frame k of <target>_<source> shows what frame k of <target> shows. So boxes
@@ -707,14 +696,7 @@ def faces(dataset, root, workers):
     ffmpeg()
     found = thread_map(cut_job, jobs, max_workers=workers, desc="videos with their fakes",
                        leave=False)
-    counts = [[len(names(folder)) for _, folder in job.outputs] for job in jobs]
-    short = [f"{folder} ({count} of {max(of_job)})"
-             for job, of_job in zip(jobs, counts)
-             for (_, folder), count in zip(job.outputs, of_job) if 0 < count < max(of_job)]
-    if short:
-        print("These videos are shorter than others with the same boxes. Only the frames that they "
-              f"have were cut: {', '.join(short)}")
-    counts = sum(counts, [])
+    counts = [len(names(folder)) for job in jobs for _, folder in job.outputs]
     print(f"{np.count_nonzero(counts)} of {len(counts)} videos have face crops")
     problems = sum(found, [])
     if problems:
@@ -826,8 +808,6 @@ def main():
     root = args.root or ROOTS[args.data]
     if args.command == "check":
         check(args.data, root, args.quality, args.mask, args.workers or 1)
-    elif args.data == "demo":
-        parser.error("the demo's faces are drawn as crops; there is nothing to cut")
     else:
         faces(args.data, root, args.workers or 1)
 

@@ -770,7 +770,7 @@ def draw_figures(runs, tests, folder):
 # ---------------------------------------------------------------- one picture, one video
 def crop_tensor(crop, size):
     """A face crop (H, W, 3) uint8 of any size -> (size, size, 3) uint8 tensor."""
-    return data.to_tensor(data.to_size(Image.fromarray(crop), size))
+    return torch.from_numpy(np.array(data.to_size(Image.fromarray(crop), size)))
 
 
 @torch.inference_mode()
@@ -778,7 +778,7 @@ def judge(run, crops):
     """Face crops (H, W, 3) uint8, one by one -> [P(fake)], [its map (S, S), baseline: None]."""
     scores = []
     maps = []
-    for crop in crops:                          # a video may have 500, too many for one batch
+    for crop in crops:                          # a video may have 100, too many for one batch
         image = crop_tensor(crop, run.trained["size"])
         score, probs = scores_and_maps(run.net, image[None].to(run.call["device"]))
         scores.append(score.item())
@@ -871,8 +871,8 @@ def parse_arguments(argv=None):
     flag("--video", help="instead: P(fake) of this video, the mean over --frames (100) frames")
     flag("--crop", choices=["auto", "none"], default="auto", help="none: these are face crops")
     args = parser.parse_args(argv)
-    if args.frames is not None and not 1 <= args.frames <= (500 if args.video else 10 ** 9):
-        parser.error("--frames must be at least 1, and for a --video at most 500")
+    if args.frames is not None and not 1 <= args.frames <= (100 if args.video else 10 ** 9):
+        parser.error("--frames must be at least 1, and for a --video at most 100")
     if not (args.checkpoint or args.tables or args.figures) or (args.sweep and not args.checkpoint):
         parser.error("--checkpoint FILE is missing")
     if args.image and args.video or (args.image or args.video) and len(args.checkpoint) != 1:

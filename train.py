@@ -142,11 +142,6 @@ def make_optimizer(parameters, settings):
     return torch.optim.SGD(parameters, momentum=settings["momentum"], **options)
 
 
-def plan_of(settings, stage):
-    """The losses.StagePlan of a stage: its branches, heads and weights."""
-    return stage_plan(VARIANTS[settings["variant"]], stage, settings["lambdas"], settings["aux"])
-
-
 def step_loss(net, batch, settings, stage):
     """One batch of data.TrainingPairs through the network: (loss, parts), see losses.total_loss."""
     device = settings["device"]
@@ -162,7 +157,7 @@ def step_loss(net, batch, settings, stage):
         loss = classification_loss(logits, labels)
         return loss, {"cls": loss}
     variant = VARIANTS[settings["variant"]]
-    plan = plan_of(settings, stage)
+    plan = stage_plan(variant, stage, settings["lambdas"], settings["aux"])
     with autocast(device):
         outputs = run_branches(net, variant, plan, clean, degraded)
     if variant.joined:                                                      # Model-G: 2B images
@@ -646,7 +641,7 @@ def check_settings(settings, error):
 def has_loss(settings, stage):
     """Whether the weights of a stage leave LiSiam anything to train."""
     variant = VARIANTS[settings["variant"]]
-    plan = plan_of(settings, stage)
+    plan = stage_plan(variant, stage, settings["lambdas"], settings["aux"])
     li, cls, seg = plan.lambdas
     return bool(variant.li and li or cls or variant.seg and (seg or plan.aux))
 
