@@ -74,10 +74,7 @@ def auc(labels, scores):
 
 
 def auc_of_counts(real_counts, fake_counts):
-    """AUC from how many reals and how many fakes have each distinct score, in rising order.
-
-    None if a class is empty.
-    """
+    """AUC from how many reals and fakes have each score, in rising order; None as for auc."""
     pairs = float(real_counts.sum()) * float(fake_counts.sum())     # of pixels: may overflow int64
     if pairs == 0:
         return None
@@ -85,17 +82,14 @@ def auc_of_counts(real_counts, fake_counts):
     return float((fake_counts * reals_below).sum() / pairs)
 
 
-def accuracy(labels, scores, of=None):
-    """Share of right answers at P(fake) > 0.5. With of=0 or of=1, only reals or only fakes count.
+def accuracy(labels, scores):
+    """Share of right answers at P(fake) > 0.5; None without any.
 
     READING Sec. IV-A4: the paper does not name the threshold of "Acc". We use 0.5. With two classes
     this means the class with the larger logit. With five, a frame is fake if the probabilities of
     the four forgeries sum to more than 0.5.
     """
-    labels = np.asarray(labels)
-    right = (np.asarray(scores) > 0.5) == (labels == 1)
-    if of is not None:
-        right = right[labels == of]
+    right = (np.asarray(scores) > 0.5) == (np.asarray(labels) == 1)
     return float(right.mean()) if len(right) else None
 
 
@@ -105,8 +99,7 @@ def video_scores(scores, video):
     READING Sec. IV-C: the paper says "averaging the accuracy and AUC of each frame". A single frame
     has no AUC, and averaged accuracy would be the frame accuracy again, but Tables I and II differ
     (96.51 and 97.57). We average P(fake) over all frames of a video, and compute both numbers from
-    these means. The release averages over fixed chunks of 100 frames, and votes for
-    accuracy.
+    these means. The release averages over fixed chunks of 100 frames, and votes for accuracy.
     """
     indices, inverse = np.unique(video, return_inverse=True)
     return np.bincount(inverse, scores) / np.bincount(inverse), indices
@@ -117,8 +110,7 @@ def intervals(labels, scores, video):
 
     labels, scores (n,) of the frames; video (n,) the index of each frame's video. The frames of a
     video resemble each other, so whole videos are drawn. {} if a class has fewer than five videos.
-    Fakes made from the same real video count as independent, so on FF++ the intervals are too
-    narrow.
+    Fakes of the same real video count as independent, so FF++'s intervals are too narrow.
     """
     means, indices = video_scores(scores, video)                        # (v,), (v,)
     frames = [np.flatnonzero(video == index) for index in indices]      # of each video
@@ -165,31 +157,26 @@ def count_pixels(probs, mask):
     probs (B, S, S) in 0..1, mask (B, S, S) of 0 and 1. counts[b, 1, 700] is the number of forged
     pixels of frame b with P(fake) from 0.700 to 0.701. IoU, pixel AUC and marked area follow.
     """
-    B = len(probs)
     step = (probs * STEPS).long().clamp(0, STEPS - 1)           # (B, S, S), the last index
-    frame = torch.arange(B, device=probs.device)[:, None, None]
-    # Each pixel adds one to counts[frame, truth, step]. scatter_add_ wants the flat index. Unlike
-    # torch.bincount it does not make the program wait for a GPU.
-    flat_index = ((frame * 2 + mask.long()) * STEPS + step).flatten()
-    counts = flat_index.new_zeros(B * 2 * STEPS)
-    counts.scatter_add_(0, flat_index, torch.ones_like(flat_index))
-    return counts.view(B, 2, STEPS)
+    place = (mask.long() * STEPS + step).flatten(1)             # (B, S * S), in 2 * STEPS places
+    counts = place.new_zeros(len(probs), 2 * STEPS)
+    # Each pixel adds one at its place. torch.bincount would make the program wait for a GPU.
+    counts.scatter_add_(1, place, torch.ones_like(place))
+    return counts.view(len(probs), 2, STEPS)
 
 
 def map_numbers(counts):
     """count_pixels (B, 2, STEPS) -> iou (B, 19) at THRESHOLDS, marked (B,).
 
-    iou is NaN for a frame without forged pixels. marked is the share of the picture where the map
-    is 0.5 or more.
+    iou is NaN for a frame without forged pixels. marked is the share of pixels at 0.5 or more.
     """
-    pixels = counts.sum(dim=(1, 2)).double()                    # (B,)
-    forged = counts[:, 1].sum(dim=1, keepdim=True).double()     # (B, 1)
-    below = counts.cumsum(dim=2) - counts                       # pixels below each step
-    above = counts.sum(dim=2, keepdim=True) - below             # pixels at each step or above it
-    above = above[:, :, STEPS // 20::STEPS // 20].double()      # (B, 2, 19), at THRESHOLDS
-    union = forged + above[:, 0]                                # forged, or marked by mistake
-    iou = torch.where(forged > 0, above[:, 1] / union, torch.nan)
-    return iou, above[:, :, MIDDLE].sum(dim=1) / pixels
+    steps = range(STEPS // 20, STEPS, STEPS // 20)              # of THRESHOLDS
+    # The pixels of each frame and ground truth at or above each threshold    (B, 2, 19)
+    marked = torch.stack([counts[:, :, step:].sum(dim=2) for step in steps], dim=2).double()
+    forged = counts[:, 1].sum(dim=1, keepdim=True)              # (B, 1) pixels
+    union = forged + marked[:, 0]                               # forged, or marked by mistake
+    iou = torch.where(forged > 0, marked[:, 1] / union, torch.nan)
+    return iou, marked[:, :, MIDDLE].sum(dim=1) / counts.sum(dim=(1, 2))
 
 
 # What predict finds is a dictionary of NumPy arrays over n frames:
@@ -220,8 +207,7 @@ def predict(run, test, operation=None, keep_pixels=False, share=(0, 1)):
     found = collections.defaultdict(list)
     grid = slice(None, None, max(1, size // 75))
     run.net.eval()
-    # We keep only new tensors, never a batch itself, which would keep a file of its loading
-    # process open.
+    # We keep only new tensors. A batch itself would keep a file of its loading process open.
     for batch in tqdm(loader, test.name, leave=False, disable=share[0] > 0):
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         score, probs = scores_and_maps(run.net, batch["image"])
@@ -272,8 +258,8 @@ def summarize(found, videos, method=None, threshold=None):
     for level, (truth, score) in levels.items():
         row[f"{level}_acc"] = accuracy(truth, score)
         row[f"{level}_auc"] = auc(truth, score)
-        row[f"{level}_acc_real"] = accuracy(truth, score, of=0)
-        row[f"{level}_acc_fake"] = accuracy(truth, score, of=1)
+        row[f"{level}_acc_real"] = accuracy(truth[truth == 0], score[truth == 0])
+        row[f"{level}_acc_fake"] = accuracy(truth[truth == 1], score[truth == 1])
     row.update(dict.fromkeys(("iou", "iou_val", "iou_by_threshold", "marked_real", "pixel_auc")))
     if "iou" in found:                          # the baseline has no map
         ious = [mean_or_none(column) for column in found["iou"][frames].T]      # at THRESHOLDS
@@ -302,9 +288,8 @@ def constant_mask(forged):
     """The scores of the best constant mask for (n, P) bool masks, the same in every frame.
 
     iou_constant: the mean mask, cut at the level with the highest IoU. pixel_auc_constant: the mean
-    mask itself, used as a map. They are fitted to the test frames themselves, so a method that
-    ignores the picture can hardly do better. A map that does not beat them gives no evidence that
-    it used the picture.
+    mask itself, used as a map. They are fitted to the test frames themselves, so a map that does
+    not beat them gives no evidence that it used the picture.
     """
     forged = forged[forged.any(axis=1)]         # as for the map: frames with forged pixels
     if len(forged) == 0:
@@ -459,11 +444,8 @@ def tables(paths):
     for path in paths:
         for run in json.loads(Path(path).read_text()):
             rows += [(run["settings"], result) for result in run["results"]]
-    varied = []
-    for key in ("root", "iterations", "batch_size", "width", "size", "lr", "lambdas", "aux",
-                "pretrained"):
-        if len({str(settings.get(key)) for settings, _ in rows}) > 1:
-            varied.append(key)
+    keys = "root iterations batch_size width size lr lambdas aux pretrained".split()
+    varied = [key for key in keys if len({str(settings.get(key)) for settings, _ in rows}) > 1]
     groups = collections.defaultdict(dict)      # {first cells: {(seed, folder): result}}
     for settings, result in rows:
         model = ", ".join([model_name(settings), *(f"{key} {settings.get(key)}" for key in varied)])
@@ -640,8 +622,7 @@ def figure_3(fakes):
 def figure_4(fakes):
     """Fig. 4: a real face and its first fake, degraded.
 
-    READING Fig. 4: the paper does not name the strengths. We take the strongest that training
-    draws.
+    READING Fig. 4: the paper does not name the strengths. We take the strongest in training.
     """
     strongest = {"R": min, "C": min, "G": max}  # the smallest fraction and quality, the most blur
     operations = {operation.letter: operation for operation in data.OPERATIONS}
@@ -712,17 +693,16 @@ def figure_6(runs, tests):
     for name, (fake, real) in fakes.items():
         rows["SSIM map"][name] = masks.ssim_map(real, fake) / 255
         rows["SSIM mask"][name] = masks.ssim_mask(real, fake)
+    with_map = [run for run in runs if not isinstance(run.net, XceptionClassifier)]
     for test in tests:
         people, fakes = examples(test.videos)
         faces = {**people, **{name: fake for name, (fake, _) in fakes.items()}}
         rows[f"input, {test.quality}"] = faces
-        for run in runs:
-            if isinstance(run.net, XceptionClassifier):
-                continue                        # has no map
-            _, maps = judge(run, faces.values())
-            rows[f"{run.name}: map, {test.quality}"] = dict(zip(faces, maps))
+        for run in with_map:
+            maps = {name: judge(run, face)[1] for name, face in faces.items()}
+            rows[f"{run.name}: map, {test.quality}"] = maps
             rows[f"{run.name}: map >= 0.5, {test.quality}"] = {
-                name: probs >= 0.5 for name, probs in zip(faces, maps)}
+                name: probs >= 0.5 for name, probs in maps.items()}
     return rows
 
 
@@ -733,8 +713,7 @@ def figures_7_and_8(runs, fakes):
                      for name, (fake, real) in fakes.items()}}
     coloured = {}
     for run in runs:
-        faces = [crop_tensor(fake, run.trained["size"]) for fake, _ in fakes.values()]
-        images = to_input(torch.stack(faces).to(run.call["device"]))
+        images = to_input(torch.cat([crop_tensor(run, fake) for fake, _ in fakes.values()]))
         heats = dict(zip(fakes, grad_cam(run.net, images).cpu().numpy()))
         name = f"{run.name} ({run.trained['quality']})"
         rows[f"grey map, {name}"] = heats
@@ -768,22 +747,17 @@ def draw_figures(runs, tests, folder):
 
 
 # ---------------------------------------------------------------- one picture, one video
-def crop_tensor(crop, size):
-    """A face crop (H, W, 3) uint8 of any size -> (size, size, 3) uint8 tensor."""
-    return torch.from_numpy(np.array(data.to_size(Image.fromarray(crop), size)))
+def crop_tensor(run, crop):
+    """A face crop (H, W, 3) uint8 of any size -> (1, S, S, 3) uint8, as the network takes it."""
+    image = data.to_size(Image.fromarray(crop), run.trained["size"])
+    return torch.from_numpy(np.array(image))[None].to(run.call["device"])
 
 
 @torch.inference_mode()
-def judge(run, crops):
-    """Face crops (H, W, 3) uint8, one by one -> [P(fake)], [its map (S, S), baseline: None]."""
-    scores = []
-    maps = []
-    for crop in crops:                          # a video may have 100, too many for one batch
-        image = crop_tensor(crop, run.trained["size"])
-        score, probs = scores_and_maps(run.net, image[None].to(run.call["device"]))
-        scores.append(score.item())
-        maps.append(None if probs is None else probs[0].cpu().numpy())
-    return scores, maps
+def judge(run, crop):
+    """A face crop (H, W, 3) uint8 -> P(fake), its map (S, S); baseline: None."""
+    score, probs = scores_and_maps(run.net, crop_tensor(run, crop))
+    return score.item(), None if probs is None else probs[0].cpu().numpy()
 
 
 def report_face(run, name, frames, boxes, path):
@@ -793,7 +767,8 @@ def report_face(run, name, frames, boxes, path):
     suspicious frame, to path; the redder, the likelier forged.
     """
     places = [(frame, *boxes[index][:3]) for index, frame in frames]
-    scores, maps = judge(run, [frame[y:y + side, x:x + side] for frame, x, y, side in places])
+    crops = [frame[y:y + side, x:x + side] for frame, x, y, side in places]
+    scores, maps = zip(*[judge(run, crop) for crop in crops])   # 100 are too many for one batch
     worst = int(np.argmax(scores))
     frame, x, y, side = places[worst]
     if len(frames) > 1:
@@ -808,14 +783,6 @@ def report_face(run, name, frames, boxes, path):
         print(f"drawn: {path}")
 
 
-def frames_of(name, args):
-    """[(index, (H, W, 3) uint8 RGB)]: a picture, or --frames of a video, evenly spread."""
-    if args.image:
-        return [(0, np.asarray(data.read_image(name)))]
-    wanted = data.evenly_spread(range(data.count_frames(name)), args.frames or 100)
-    return list(data.read_frames(name, wanted))
-
-
 def whole_picture(frame):
     """The detector of --crop none, see data.load_detector: a square picture is one whole face."""
     height, width = frame.shape[:2]
@@ -828,7 +795,11 @@ def report_faces(run, args, folder):
     problems = []
     for name in args.image or [args.video]:
         try:
-            frames = frames_of(name, args)
+            if args.image:
+                frames = [(0, np.asarray(data.read_image(name)))]
+            else:
+                wanted = data.evenly_spread(range(data.count_frames(name)), args.frames or 100)
+                frames = list(data.read_frames(name, wanted))
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -932,8 +903,7 @@ def main():
     if args.tables:
         print(tables(args.tables))
         return
-    call = {"device": args.device, "workers": args.workers, "batch_size": args.batch_size}
-    runs = [load_run(path, call) for path in args.checkpoint]
+    runs = [load_run(path, call=vars(args)) for path in args.checkpoint]
     if len({run.name for run in runs}) < len(runs):         # the files tell them apart
         runs = [run._replace(name=f"{run.name}, {path}")
                 for run, path in zip(runs, args.checkpoint)]

@@ -13,7 +13,6 @@ Read beside Sec. III-C, III-D, IV-B and Table VI.
 
 from typing import NamedTuple
 
-import torch
 from torch.nn import functional as F
 
 
@@ -94,7 +93,7 @@ class StagePlan(NamedTuple):
       stage 3   branches (1, 2)   heads (1,)   lambdas (1, 1, 1)   aux 0.4
     """
 
-    branches: tuple    # the branches that run f_cnn and f_seg; branch 1 of Model-G has all images
+    branches: tuple    # the branches that run f_cnn and f_seg
     heads: tuple       # those among them that also run f_scu, f_mt and f_mlp
     lambdas: tuple     # the weights of L_li, L_cls and L_seg; a loss with weight 0 is not computed
     aux: float         # the weight of the soft-region loss
@@ -123,15 +122,13 @@ def stage_plan(variant, stage, lambdas=(1.0, 1.0, 1.0), aux=0.4):
     return StagePlan(tuple(sorted(branches)), heads, (lambda_li, lambda_cls, lambda_seg), aux)
 
 
-def run_branches(net, variant, plan, clean, degraded):
+def run_branches(net, plan, clean, degraded):
     """Runs the branches of a plan. Returns {branch number: LiSiamOutput}.
 
-    clean, degraded: (B, 3, S, S), as model.to_input gives them.
+    clean, degraded: (B, 3, S, S), as model.to_input gives them; for Model-G, clean has 2B.
     """
-    heads = (1 in plan.heads, 2 in plan.heads)
-    if variant.joined:                                      # Model-G: 2B images through branch 1
-        return {1: net(torch.cat([clean, degraded]), heads=heads)}
     if plan.branches == (1, 2):                             # Fig. 1
+        heads = (1 in plan.heads, 2 in plan.heads)
         return dict(zip((1, 2), net(clean, degraded, heads=heads)))
     (number,) = plan.branches           # alone, either one goes through the network's first branch
     images = clean if number == 1 else degraded
@@ -143,13 +140,11 @@ def total_loss(outputs, labels, mask, variant=VARIANTS["A"], lambdas=(1.0, 1.0, 
     """Eq. (19) for one batch: (loss, parts), a float32 scalar and its terms before weighting.
 
     outputs: {1: LiSiamOutput, 2: LiSiamOutput} of the branches that ran. labels: (B,) int64. mask:
-    (B, H, W) of 0 and 1. Model-G has both repeated for its 2B images. lambdas: weights of L_li,
-    L_cls and L_seg, all 1 in Sec. III-E; a term with weight 0 is not computed. parts: {"li", "cls",
-    "seg", "aux"}.
+    (B, H, W) of 0 and 1. lambdas: weights of L_li, L_cls and L_seg, all 1 in Sec. III-E; a term
+    with weight 0 is not computed. parts: {"li", "cls", "seg", "aux"}.
     DEPARTURE Eq. (19): the paper prints three terms. We add aux = 0.4 times the cross-entropy of
     OCR's soft regions, which belongs to [39] and is in the authors' release; --aux 0 switches it
-    off.
-    lambda_seg does not scale it, so training without any mask is --lambdas 1 1 0 --aux 0.
+    off. lambda_seg does not scale it, so training without any mask is --lambdas 1 1 0 --aux 0.
     """
     lambda_li, lambda_cls, lambda_seg = lambdas
     weights = {"li": lambda_li, "cls": lambda_cls, "seg": lambda_seg, "aux": aux}

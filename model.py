@@ -72,21 +72,18 @@ class SeparableConv2d(nn.Module):
 
 
 class XceptionBlock(nn.Module):
-    """`reps` times (ReLU, separable convolution, BatchNorm), plus a shortcut around them.
+    """(ReLU, separable convolution, BatchNorm) from each width to the next, plus a shortcut.
 
-    (B, in, H, W) -> (B, out, H / stride, W / stride), rounded up. A strided block ends in a
-    max-pool. The shortcut is a 1x1 convolution if input and output differ in shape. Layer names and
-    their order in `rep` are those of the public ports.
+    widths: numbers of channels, such as [728, 728, 1024] in block 12. (B, first, H, W) -> (B, last,
+    H / stride, W / stride), rounded up. A strided block ends in a max-pool. The shortcut is a 1x1
+    convolution if input and output differ in shape. Layer names and their order in `rep` are those
+    of the public ports.
     """
 
-    def __init__(self, in_channels, out_channels, reps=2, stride=1, start_with_relu=True,
-                 grow_first=True):
+    def __init__(self, widths, stride=1, start_with_relu=True):
         super().__init__()
-        widths = [in_channels] + [out_channels] * reps
-        if not grow_first:                                              # block 12 grows last
-            widths = [in_channels] * reps + [out_channels]
         layers = []
-        for rep in range(reps):
+        for rep in range(len(widths) - 1):
             if rep > 0 or start_with_relu:
                 # The first ReLU must not work in place, because the shortcut reads x as well.
                 layers.append(nn.ReLU(inplace=rep > 0))
@@ -96,10 +93,9 @@ class XceptionBlock(nn.Module):
             layers.append(nn.MaxPool2d(3, stride, padding=1))
         self.rep = nn.Sequential(*layers)
         self.skip = None
-        self.skipbn = None
-        if stride > 1 or in_channels != out_channels:
-            self.skip = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.skipbn = nn.BatchNorm2d(out_channels)
+        if stride > 1 or widths[0] != widths[-1]:
+            self.skip = nn.Conv2d(widths[0], widths[-1], 1, stride, bias=False)
+            self.skipbn = nn.BatchNorm2d(widths[-1])
 
     def forward(self, x):
         shortcut = x if self.skip is None else self.skipbn(self.skip(x))
@@ -122,12 +118,12 @@ class Xception(nn.Module):
         self.bn1 = nn.BatchNorm2d(c(32))
         self.conv2 = nn.Conv2d(c(32), c(64), 3, bias=False)
         self.bn2 = nn.BatchNorm2d(c(64))
-        self.block1 = XceptionBlock(c(64), c(128), stride=2, start_with_relu=False)
-        self.block2 = XceptionBlock(c(128), c(256), stride=2)
-        self.block3 = XceptionBlock(c(256), c(728), stride=block3_stride)
+        self.block1 = XceptionBlock([c(64), c(128), c(128)], stride=2, start_with_relu=False)
+        self.block2 = XceptionBlock([c(128), c(256), c(256)], stride=2)
+        self.block3 = XceptionBlock([c(256), c(728), c(728)], block3_stride)
         for number in range(4, 12):                                     # the middle flow
-            setattr(self, f"block{number}", XceptionBlock(c(728), c(728), reps=3))
-        self.block12 = XceptionBlock(c(728), c(1024), stride=block12_stride, grow_first=False)
+            setattr(self, f"block{number}", XceptionBlock([c(728)] * 4))
+        self.block12 = XceptionBlock([c(728), c(728), c(1024)], block12_stride)
 
     def forward(self, images):
         if min(images.shape[2:]) < 23:      # 23 leave a map of 3 x 3: 23 -> 11 -> 9 -> 5 -> 3
@@ -304,8 +300,7 @@ class MaskGuidedTransformer(nn.Module):
 class MLPHead(nn.Module):
     """Two linear layers on the pooled features: Z (B, 1024, 13, 13) -> alpha (B, num_classes).
 
-    READING Sec. III-A: the paper says "two linear layers". Their width, BatchNorm and ReLU follow
-    the release.
+    READING Sec. III-A: "two linear layers". Their width, BatchNorm and ReLU follow the release.
     READING Eq. (1): it omits f_aap and a bracket. Eq. (18) has f_aap, so the pooling is done here.
     """
 
@@ -338,8 +333,7 @@ class LiSiam(nn.Module):
     READING Sec. III-A: the two branches share weights but run one after the other, the clean images
     first. Each BatchNorm layer therefore normalizes one branch at a time, and both branches update
     the running statistics that testing uses. The authors' release does the same. One batch of 2B
-    images would give other statistics; at initialization, its gradient has a cosine of about 0 with
-    ours.
+    images would give other statistics; at initialization its gradient is about orthogonal to ours.
     READING Sec. III-E: the paper gives only f_seg's output size. It is one 1x1 convolution, as in
     the release.
     READING Table VI: Model-F is "without the Mask-guided Transformer". Ours feeds the pooled X_c
@@ -355,15 +349,6 @@ class LiSiam(nn.Module):
         self.f_scu = SeparableConvUnit(channels)
         self.f_mt = MaskGuidedTransformer(channels) if transformer else None
         self.f_mlp = MLPHead(2 * channels if transformer else channels, num_classes)
-
-    def segmentation_modules(self):
-        """f_cnn (Xception and OCR) and f_seg: stage 1 trains them, stage 2 freezes (Sec. IV-B)."""
-        return [self.backbone, self.ocr, self.f_seg]
-
-    def classification_modules(self):
-        """f_scu, f_mt and f_mlp: stage 1 freezes them, stage 2 trains them (Sec. IV-B)."""
-        modules = [self.f_scu, self.f_mt, self.f_mlp]
-        return [module for module in modules if module is not None]
 
     def branch(self, images, head):
         """One branch of Fig. 1: images -> LiSiamOutput; head=False leaves cls_logits None."""
@@ -456,11 +441,8 @@ def build_network(settings):
 
 
 def load_network(path, device="cpu"):
-    """A checkpoint of train.py -> (its network in eval mode on the device, the run's settings).
-
-    weights_only=True means that no code in the file can run.
-    """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    """A checkpoint of train.py -> (its network in eval mode on the device, the run's settings)."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)    # runs no code in it
     net = build_network(checkpoint["settings"])
     net.load_state_dict(checkpoint["model"])
     # best.pt knows at which threshold the map fitted the val masks best; last.pt does not.

@@ -103,10 +103,9 @@ def stage_iterations(settings):
     the easiest way to make two maps agree is to make both constant. Stage 2 would then train a head
     on that map. So Model-C gets all its iterations in stage 3, like any run without masks.
     """
-    first, second, third = settings["iterations"]
-    if not needs_masks(settings):
-        return [0, 0, first + second + third]
-    return [first, second, third]
+    if needs_masks(settings):
+        return settings["iterations"]
+    return [0, 0, sum(settings["iterations"])]
 
 
 def freeze(net, stage):
@@ -119,19 +118,19 @@ def freeze(net, stage):
     net.train().requires_grad_(True)
     frozen = []
     if stage == 1:
-        frozen = net.classification_modules()
+        frozen = [net.f_scu, net.f_mt, net.f_mlp]
     if stage == 2:
-        frozen = net.segmentation_modules()
+        frozen = [net.backbone, net.ocr, net.f_seg]             # f_cnn and f_seg
     for module in frozen:
-        module.eval().requires_grad_(False)
+        if module is not None:                                  # Model-F has no f_mt
+            module.eval().requires_grad_(False)
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 def make_optimizer(parameters, settings):
     """The optimizer of one stage.
 
-    READING Sec. IV-B: momentum starts from zero in each stage, because other parameters are
-    trained.
+    READING Sec. IV-B: momentum starts from zero in each stage, which trains other parameters.
     DEPARTURE Table I: the paper trained the baseline "using the official code" of [3]. Ours gets
     LiSiam's optimizer, batch size, learning rate and number of iterations, for a fair comparison.
     """
@@ -158,11 +157,12 @@ def step_loss(net, batch, settings, stage):
         return loss, {"cls": loss}
     variant = VARIANTS[settings["variant"]]
     plan = stage_plan(variant, stage, settings["lambdas"], settings["aux"])
-    with autocast(device):
-        outputs = run_branches(net, variant, plan, clean, degraded)
-    if variant.joined:                                                      # Model-G: 2B images
+    if variant.joined:                                  # Model-G: one batch of 2B for branch 1
+        clean = torch.cat([clean, degraded])
         labels = labels.repeat(2)
         mask = mask.repeat(2, 1, 1)
+    with autocast(device):
+        outputs = run_branches(net, plan, clean, degraded)
     return total_loss(outputs, labels, mask, variant, plan.lambdas, plan.aux)       # Eq. (19)
 
 
@@ -368,10 +368,7 @@ class RunFolder:
         return self.last.stat().st_mtime_ns if self.last.exists() else None
 
     def begin(self, net):
-        """Loads pretrained weights and writes an empty log and last.pt of iteration 0.
-
-        From then on the folder belongs to this run.
-        """
+        """Loads pretrained weights and writes an empty log and last.pt of iteration 0."""
         checkpoint = {"iteration": 0, "best": -1.0, "optimizer": None}
         if self.writes:
             # DistributedDataParallel copies the weights of rank 0 to the other processes.
@@ -421,10 +418,8 @@ class RunFolder:
 
 # ---------------------------------------------------------------- now and then: log, validate, draw
 def log_step(run, bar, iteration, stage, rate, losses, net):
-    """A line of log.jsonl. Stops if the loss, a weight or a BatchNorm statistic is not finite.
-
-    The loop waits for the GPU only here, and where it validates or saves.
-    """
+    """A line of log.jsonl. Stops if the loss, a weight or a BatchNorm statistic is not finite."""
+    # item() waits for the GPU. The loop does so only here, and where it validates or saves.
     losses = {name: loss.item() for name, loss in losses.items()}
     tensors = [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
     norm = torch.nn.utils.get_total_norm(tensors).item()
@@ -472,12 +467,9 @@ def gather(found, world):
     parts = [None] * world
     distributed.all_gather_object(parts, found)
     order = np.argsort(np.concatenate([part["index"] for part in parts]))
-    joined = {}
-    for name in found:
-        if name == "counts":
-            joined[name] = sum(part[name] for part in parts)
-        elif name != "names":
-            joined[name] = np.concatenate([part[name] for part in parts])[order]
+    joined = {"counts": sum(part["counts"] for part in parts)}
+    for name in found.keys() - {"counts", "names"}:             # summarize reads no names
+        joined[name] = np.concatenate([part[name] for part in parts])[order]
     return joined
 
 
@@ -489,10 +481,10 @@ def panel(net, batch, settings, path):
     rows = {}
     for k in [*np.flatnonzero(labels)[:4], *np.flatnonzero(labels == 0)[:2]]:
         clean, degraded = batch["clean"][k].numpy(), batch["degraded"][k].numpy()
-        _, maps = evaluate.judge(run, [clean, degraded])
         rows[f"{k}: {'fake' if labels[k] else 'real'}"] = {
             "clean": clean, "degraded": degraded, "mask": batch["mask"][k].numpy(),
-            "map of clean": maps[0], "map of degraded": maps[1]}
+            "map of clean": evaluate.judge(run, clean)[1],
+            "map of degraded": evaluate.judge(run, degraded)[1]}
     evaluate.draw_grid(f"training batch, {path.stem}", rows, path)
 
 
@@ -632,18 +624,12 @@ def check_settings(settings, error):
     iterations = stage_iterations(settings)
     if min(settings["iterations"]) < 0 or sum(iterations) == 0:
         error("--iterations must not be negative, and not all 0")
-    for stage, steps in zip((1, 2, 3), iterations):
-        if steps and settings["model"] == "lisiam" and not has_loss(settings, stage):
-            error(f"stage {stage} has nothing to train with these --lambdas and --aux; give it 0 "
-                  "--iterations, or a loss")
-
-
-def has_loss(settings, stage):
-    """Whether the weights of a stage leave LiSiam anything to train."""
-    variant = VARIANTS[settings["variant"]]
-    plan = stage_plan(variant, stage, settings["lambdas"], settings["aux"])
-    li, cls, seg = plan.lambdas
-    return bool(variant.li and li or cls or variant.seg and (seg or plan.aux))
+    lambda_li, lambda_cls, _ = settings["lambdas"]              # all 1 for the baseline
+    if iterations[1] and lambda_cls == 0:
+        error("stage 2 has L_cls alone; give it a weight in --lambdas, or 0 --iterations")
+    has_li = VARIANTS[settings["variant"]].li and lambda_li > 0
+    if not (needs_masks(settings) or has_li or lambda_cls > 0):
+        error("these --lambdas and --aux leave no loss to train with")
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def test_without_videos_a_sentence_says_what_is_there(tmp_path, dataset, split, 
     assert sentence.startswith(f"no {dataset} face crops of the {split} split in {tmp_path}")
     assert "/<video>/<frame>.png. " in sentence and "\n" not in sentence
     assert f"Found instead: {tmp_path / found if found else 'nothing'}. " in sentence
-    for part in (f"python data.py faces --data {dataset} --root {tmp_path}", "train.py --data demo"):
+    for part in (f"data.py faces --data {dataset} --root {tmp_path}", "train.py --data demo"):
         assert part in sentence
 
 

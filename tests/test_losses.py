@@ -204,7 +204,7 @@ def test_run_branches_runs_what_the_plan_says(name, stage):
         seen[1] = torch.cat([clean, degraded])
 
     plan = stage_plan(variant, stage)
-    branches = run_branches(net, variant, plan, clean, degraded)
+    branches = run_branches(net, plan, seen[1], degraded)
     assert set(branches) == set(plan.branches)
     for number, output in branches.items():
         alone = net(seen[number])
@@ -245,11 +245,13 @@ def example(name, stage):
     degraded = noise(4, 3, 35, 35, seed=9).float().requires_grad_()
     labels = torch.tensor([0, 1, 0, 1])
     mask = (noise(4, 35, 35, seed=10) > 0).to(torch.uint8)
+    first = clean
     if variant.joined:
+        first = torch.cat([clean, degraded])
         labels = labels.repeat(2)
         mask = mask.repeat(2, 1, 1)
     plan = stage_plan(variant, stage)
-    branches = run_branches(net, variant, plan, clean, degraded)
+    branches = run_branches(net, plan, first, degraded)
     loss, parts = total_loss(branches, labels, mask, variant, plan.lambdas, plan.aux)
     return net, loss, parts, {"clean": clean, "degraded": degraded}
 

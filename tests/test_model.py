@@ -474,7 +474,7 @@ def test_a_pair_is_two_calls_and_heads_say_which_branches_decide(heads):
     def note(module, inputs, output):
         ran.append(module)
 
-    for module in net.classification_modules():
+    for module in (net.f_scu, net.f_mt, net.f_mlp):
         module.register_forward_hook(note)
     pair = net(clean, degraded) if heads is None else net(clean, degraded, heads=heads)
     heads = heads or (True, False)                          # the default
@@ -505,17 +505,6 @@ def test_batchnorm_sees_each_branch_on_its_own_clean_first():
     assert_close(net.backbone.bn1.running_mean, 0.09 * m1 + 0.1 * m2)
     assert_close(net.backbone.bn1.running_var, 0.81 + 0.09 * v1 + 0.1 * v2)
     assert net.f_scu.layers[1].num_batches_tracked == 1     # only the first branch has a head
-
-
-@pytest.mark.parametrize("transformer", [True, False])
-def test_the_stages_modules_split_every_parameter(transformer):
-    """Sec. IV-B: f_cnn and f_seg are segmentation, f_scu, f_mt and f_mlp are classification."""
-    net = LiSiam(WIDTH, transformer=transformer)
-    assert net.segmentation_modules() == [net.backbone, net.ocr, net.f_seg]
-    head = [net.f_scu, net.f_mt, net.f_mlp] if transformer else [net.f_scu, net.f_mlp]
-    assert net.classification_modules() == head
-    parts = net.segmentation_modules() + net.classification_modules()
-    assert sum(len(part.state_dict()) for part in parts) == len(net.state_dict())
 
 
 # ---------------------------------------------------------------- what a network needs around it

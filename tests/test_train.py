@@ -170,6 +170,15 @@ def test_the_rate_restarts_in_each_stage_and_eq19_has_its_weights(masked_tree, t
 
 
 # ---------------------------------------------------------------- Sec. IV-B: the three stages
+@pytest.mark.parametrize("transformer", [True, False])
+def test_stages_1_and_2_split_every_parameter(transformer):
+    """Sec. IV-B: f_cnn and f_seg are segmentation, f_scu, f_mt and f_mlp are classification."""
+    net = LiSiam(0.02, transformer=transformer)
+    first, second = [set(train.freeze(net, stage)) for stage in (1, 2)]
+    assert not first & second
+    assert first | second == set(net.parameters())
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_frozen_parts_are_bit_identical_batchnorm_statistics_included(
         stage, masked_tree, tmp_path):
