@@ -92,13 +92,6 @@ def mask_folder(folder, mask):
     return beside if beside.is_dir() else quality.parent / "c23" / "masks" / folder.name
 
 
-def masks_of(frames, mask):
-    """The masks of a fake video's frames: a path for each, or None where there is no file."""
-    folder = mask_folder(frames[0].parent, mask)
-    there = set(names(folder, ".png"))
-    return [folder / frame.name if frame.name in there else None for frame in frames]
-
-
 def list_videos(dataset, root, quality, split, mask="ssim"):
     """The videos of a split that are on disk: every real one, then the fakes of each method.
 
@@ -112,12 +105,16 @@ def list_videos(dataset, root, quality, split, mask="ssim"):
         for id in names(folder / kind):
             if splits.get((method, id)) != split:
                 continue
-            frames = [folder / kind / id / name for name in names(folder / kind / id, ".png")]
+            crops = folder / kind / id
+            frames = [crops / name for name in names(crops, ".png")]
             if not frames:
                 continue
             label = int(method not in REAL)
-            has_masks = label == 1 and dataset in TRAINABLE and mask is not None
-            masks = masks_of(frames, mask) if has_masks else [None] * len(frames)
+            masks = [None] * len(frames)
+            if label and dataset in TRAINABLE and mask is not None:
+                place = mask_folder(crops, mask)
+                there = set(names(place, ".png"))
+                masks = [place / frame.name if frame.name in there else None for frame in frames]
             videos.append(Video(dataset, method, id, label, frames, masks))
     return videos
 
@@ -150,13 +147,8 @@ def celeb_test_list(root):
     path = Path(root) / "List_of_testing_videos.txt"
     if not path.is_file():
         sys.exit(f"no {path}; it comes with Celeb-DF and names the test videos (README, 'Prepare')")
-    splits = {}
-    for line in path.read_text().splitlines():
-        if line.strip():
-            _, name = line.split()
-            method, _, file = name.partition("/")
-            splits[method, Path(file).stem] = "test"
-    return splits
+    tested = re.findall(r"[01]\s+(\S+)/(\S+)\.mp4", path.read_text())
+    return dict.fromkeys(tested, "test")
 
 
 def method_folders(dataset, root, quality):
@@ -277,9 +269,7 @@ def decode(frames, mask_paths):
 
 
 def to_size(image, size):
-    """A face crop as (size, size) RGB; resized bilinearly if it has another size."""
-    if image.size == (size, size):
-        return image
+    """A face crop as (size, size) RGB, resized bilinearly. Of that size already, it is copied."""
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -287,8 +277,7 @@ def to_mask(mask, size):
     """A mask image, or None -> X_gt (size, size) uint8, 1 = manipulated; resized by nearest."""
     if mask is None:                            # Sec. III-E: all zeros for a real frame
         return np.zeros((size, size), np.uint8)
-    if mask.size != (size, size):
-        mask = mask.resize((size, size), Image.Resampling.NEAREST)
+    mask = mask.resize((size, size), Image.Resampling.NEAREST)
     return (np.asarray(mask) > 127).astype(np.uint8)
 
 
@@ -548,11 +537,9 @@ def load_detector():
 
     def detect(frame):
         factor = max(1, max(frame.shape[:2]) / DETECTOR_SIDE)
-        if factor > 1:
-            height, width = (round(side / factor) for side in frame.shape[:2])
-            small = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)
-            frame = np.asarray(small)
-        return (factor * network(frame, threshold=0.5)[0][:, :4]).tolist()
+        size = [round(side / factor) for side in frame.shape[1::-1]]            # width, height
+        small = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
+        return (factor * network(np.asarray(small), threshold=0.5)[0][:, :4]).tolist()
 
     return detect
 
@@ -727,8 +714,9 @@ def pair_problems(video):
         problems.append(f"{name}: {without} frames have no mask; python masks.py writes masks")
     frame = video.frames[len(video.frames) // 2]
     twin = twin_path(frame)
-    if not twin.exists():
-        return problems + [f"{name}: its real frame {twin} is missing"]
+    broken, _ = decode([twin], [None])
+    if broken:
+        return problems + [f"{name}: its real frame: {broken[0]}"]
     pair = [np.asarray(read_image(path).convert("L"), np.float32) for path in (frame, twin)]
     if pair[0].shape != pair[1].shape:
         return problems + [f"{frame} and {twin} differ in size"]

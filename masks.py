@@ -12,7 +12,6 @@ Read beside Sec. III-E (last paragraph), Fig. 3 and Table VII.
 """
 
 import argparse
-import functools
 import io
 import os
 import sys
@@ -80,7 +79,7 @@ MASKS = {"ssim": ssim_mask, "diff": diff_mask}
 
 # ---------------------------------------------------------------- the masks of videos
 def best_pair(video):
-    """(fake's folder, real video's folder, quality) from which masks are made; None without a pair.
+    """(fake's folder, real video's folder, quality, names of common frames); None without a pair.
 
     READING Sec. III-E: the paper does not say from which quality masks are made. Compression itself
     changes structure. On a real pair of Deepfakes, masks from c40 marked 56 % of the face box and
@@ -96,32 +95,25 @@ def best_pair(video):
     for quality in data.QUALITIES:              # the best first
         place = data.quality_folder(folder.parents[2], quality)
         fake = place / folder.parent.name / folder.name
-        pair = fake, data.twin_folder(fake), quality
-        if common_names(pair):
-            pairs.append(pair)
-    return max(pairs, key=lambda pair: (pair[2] != "c40", len(common_names(pair))), default=None)
-
-
-def common_names(pair):
-    """File names of the frames that both folders of a pair have."""
-    fake, real, _ = pair
-    return set(data.names(fake, ".png")) & set(data.names(real, ".png"))
+        real = data.twin_folder(fake)
+        common = set(data.names(fake, ".png")) & set(data.names(real, ".png"))
+        if common:
+            pairs.append((fake, real, quality, common))
+    return max(pairs, key=lambda pair: (pair[2] != "c40", len(pair[3])), default=None)
 
 
 def missing_names(pair, mask):
     """File names of the frames whose mask is missing. pair: see best_pair; [] without a pair."""
     if pair is None:
         return []
-    there = data.names(data.mask_folder(pair[0], mask), ".png")
-    return sorted(common_names(pair).difference(there))
+    fake, _, _, common = pair
+    there = data.names(data.mask_folder(fake, mask), ".png")
+    return sorted(common.difference(there))
 
 
-def write_video_masks(video, mask):
+def write_pair_masks(pair, mask):
     """Writes the missing masks of one fake video. Returns sentences on what went wrong."""
-    pair = best_pair(video)
-    if pair is None:
-        return []
-    fake, real, quality = pair
+    fake, real, quality, _ = pair
     folder = data.mask_folder(fake, mask)
     note = folder / "quality.txt"               # from which quality the first mask was made
     if quality != "c40" and note.exists() and note.read_text() == "c40":
@@ -146,19 +138,20 @@ def write_video_masks(video, mask):
 def write_masks(videos, mask="ssim", workers=None):
     """Writes every missing mask of the fakes among the videos, and keeps those that are there.
 
-    Ends the program with sentences on what could not be done, if anything.
+    Returns the number of fakes that have a pair. Ends the program with sentences on what could not
+    be done, if anything.
     """
-    fakes = [video for video in videos if video.label]
-    pairs = [best_pair(video) for video in fakes if None in video.masks]
-    from_c40 = sum(pair is not None and pair[2] == "c40" for pair in pairs)
+    pairs = [pair for pair in map(best_pair, videos) if pair]
+    from_c40 = sum(pair[2] == "c40" and missing_names(pair, mask) != [] for pair in pairs)
     if from_c40:
         print(f"warning: the masks of {from_c40} videos are made from c40, where compression alone "
               "changes many pixels; cut c0 or c23 first if you have it")
-    found = thread_map(functools.partial(write_video_masks, mask=mask), fakes,
+    found = thread_map(lambda pair: write_pair_masks(pair, mask), pairs,
                        max_workers=workers or None, desc=f"{mask} masks", leave=False)
     problems = sum(found, [])
     if problems:
         sys.exit("\n".join(problems))
+    return len(pairs)
 
 
 def main():
@@ -172,18 +165,15 @@ def main():
     flag("--workers", type=int, default=os.cpu_count(), help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or data.ROOTS[args.data]
-    fakes = {}                                  # each fake video once, whatever its qualities
-    for quality in data.QUALITIES:
-        for split in data.SPLITS:
-            for video in data.list_videos(args.data, root, quality, split, args.mask):
-                if best_pair(video):
-                    fakes.setdefault(video.key, video)
-    if not fakes:
+    videos = [video for quality in data.QUALITIES for split in data.SPLITS
+              for video in data.list_videos(args.data, root, quality, split, args.mask)]
+    unique = {video.key: video for video in videos}             # whatever its qualities
+    count = write_masks(unique.values(), args.mask, args.workers)
+    if count == 0:
         sys.exit(f"there are no crops of a fake video and of its real video under {root}, but "
                  "masks are made from both; python data.py faces cuts them, and python train.py "
                  "--data demo draws the demo's")
-    write_masks(fakes.values(), args.mask, args.workers)
-    print(f"the masks of {len(fakes)} fake videos are in "
+    print(f"the masks of {count} fake videos are in "
           f"{root}/manipulated_sequences/*/masks_{args.mask}")
 
 

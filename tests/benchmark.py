@@ -247,7 +247,7 @@ def loading_rows(args):
 
         def write_masks():
             shutil.rmtree(masked, ignore_errors=True)
-            masks.write_video_masks(fakes, "ssim")
+            masks.write_pair_masks(masks.best_pair(fakes), "ssim")
         write_masks()
         reals, fakes = data.list_videos("ff++", root, "c23", "train")
         pairs = data.TrainingPairs([reals, fakes], args.size)

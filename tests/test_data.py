@@ -610,6 +610,7 @@ def test_check_compares_fakes_with_their_real_videos(masked_tree, check):
         Image.open(frame).resize((32, 32)).save(frame)
     shutil.rmtree(methods / "NeuralTextures/masks_ssim/974_953")
     shutil.rmtree(masked_tree / REAL / "953")
+    write_damaged(masked_tree / REAL / "720/0001.png", "text")
     status, text = check(masked_tree)
     assert status == 1 and "can start" not in text
     assert "Face2Face/054_071: 1 frames have no mask" in text
@@ -620,7 +621,8 @@ def test_check_compares_fakes_with_their_real_videos(masked_tree, check):
         assert f"{methods / frame} {part}" in text
     for part in ("does not line up", "nothing is forged", "differ in size"):
         assert text.count(part) == 1
-    assert text.count("/953_974: its real frame") == 4
+    for id in ("953_974", "720_672"):           # of four methods each
+        assert text.count(f"/{id}: its real frame") == 4
 
 
 @pytest.mark.parametrize("ruined, at_start, by_check", [
