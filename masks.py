@@ -28,8 +28,7 @@ import data
 def grey_pair(real, fake):
     """Two (H, W, 3) uint8 RGB crops -> two (H, W) float32 of luma, 0..255."""
     if real.shape != fake.shape:
-        raise ValueError(f"real crop {real.shape} and fake crop {fake.shape} must match; use one "
-                         "box for both")
+        raise ValueError(f"crops of {real.shape} and {fake.shape} differ; use one box for both")
     return [np.asarray(Image.fromarray(crop).convert("L"), np.float32) for crop in (real, fake)]
 
 
@@ -165,10 +164,12 @@ def main():
     flag("--workers", type=int, default=os.cpu_count(), help="threads, default %(default)s")
     args = parser.parse_args()
     root = args.root or data.ROOTS[args.data]
-    videos = [video for quality in data.QUALITIES for split in data.SPLITS
-              for video in data.list_videos(args.data, root, quality, split, args.mask)]
-    unique = {video.key: video for video in videos}             # whatever its qualities
-    count = write_masks(unique.values(), args.mask, args.workers)
+    videos = {}                                 # each video once, whatever its qualities
+    for quality in data.QUALITIES:
+        for split in data.SPLITS:
+            for video in data.list_videos(args.data, root, quality, split, args.mask):
+                videos[video.key] = video
+    count = write_masks(videos.values(), args.mask, args.workers)
     if count == 0:
         sys.exit(f"there are no crops of a fake video and of its real video under {root}, but "
                  "masks are made from both; python data.py faces cuts them, and python train.py "
