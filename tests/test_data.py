@@ -211,26 +211,22 @@ def test_another_data_set_needs_its_folders_and_its_split_only(monkeypatch, tmp_
 
 @pytest.mark.parametrize("dataset, split, files, found", [
     ("ff++", "train", f"{YOUTUBE}/c23/videos/071.mp4", f"{YOUTUBE}/c23/videos/071.mp4"),
-    ("celeb-df-v1", "test", "Celeb-real/id0_0000.mp4", "Celeb-real/id0_0000.mp4"),
+    ("celeb-df-v1", "test", "Celeb-real/0.mp4 List_of_testing_videos.txt", "Celeb-real/0.mp4"),
     ("ff++", "test", f"{YOUTUBE}/c23/videos/.x.mp4 {REAL}/071/0000.png", f"{REAL}/071/0000.png"),
     ("ff++", "train", f"{YOUTUBE}/c40/faces/071/0.png", f"{YOUTUBE}/c40/faces/071/0.png"),
     ("ff++", "train", f"{REAL}/071/0000.jpg", f"{REAL}/071/0000.jpg"),
     ("ff++", "train", f"{REAL}/071/0000.PNG", f"{REAL}/071/0000.PNG"),
-    ("demo", "train", "", None),
 ])
 def test_without_videos_a_sentence_says_what_is_there(tmp_path, dataset, split, files, found):
-    if dataset == "celeb-df-v1":
-        (tmp_path / "List_of_testing_videos.txt").write_text(CELEB_LIST)
     for file in files.split():
         path = tmp_path / file
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     sentence = stopped(data.require_videos, dataset, tmp_path, "c23", split)
     assert sentence.startswith(f"no {dataset} face crops of the {split} split in {tmp_path}")
     assert "/<video>/<frame>.png. " in sentence and "\n" not in sentence
-    assert f"Found instead: {tmp_path / found if found else 'nothing'}. " in sentence
-    for part in (f"data.py faces --data {dataset} --root {tmp_path}", "train.py --data demo"):
-        assert part in sentence
+    assert f"Found instead: {tmp_path / found}. " in sentence
+    assert f"data.py faces --data {dataset} --root {tmp_path}" in sentence
 
 
 @pytest.fixture

@@ -146,12 +146,15 @@ def test_every_fake_gets_masks_once_and_reals_get_none(tiny_tree, monkeypatch, c
 
 
 def test_masks_come_from_the_best_quality_and_serve_all(tmp_path, capsys):
-    """READING Sec. III-E: c0 is taken first, then c23, and c40 only with a warning."""
+    """READING Sec. III-E: c40 is not taken beside c23, although it has more frames here."""
     tree = write_tiny_tree(tmp_path, ("c23", "c40"))
+    for folder in tree.glob("manipulated_sequences/*/c23/faces/*"):
+        (folder / "0002.png").unlink()
     masks.write_masks(listed(tree, "c40"), "ssim", 1)
     assert "warning: " not in capsys.readouterr().out
     for video in listed(tree, "c40"):
-        assert (None in video.masks) == (video.label == 0)
+        has_mask = [mask is not None for mask in video.masks]
+        assert has_mask == [video.label, video.label, False]    # of frame 2, c23 has no pair
     frame = tree / "manipulated_sequences/Deepfakes/c23/faces/071_054/0000.png"
     pair = [np.asarray(Image.open(path)) for path in (data.twin_path(frame), frame)]
     mask = tree / "manipulated_sequences/Deepfakes/masks_ssim/071_054/0000.png"
