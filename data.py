@@ -195,9 +195,9 @@ def require_videos(dataset, root, quality, split, mask="ssim"):
     place = folders[0] / crops_kind(dataset, root, mask)
     files = (file for folder in (*folders, Path(root)) for file in folder.rglob("[!.]*.*"))
     sys.exit(f"no {dataset} face crops of the {split} split in {place}/<video>/<frame>.png. Found "
-             f"instead: {next(files, 'nothing')}. README ('Prepare') has download and layout. "
-             f"python data.py faces --data {dataset} --root {root} cuts faces out of videos; "
-             "python train.py --data demo draws its own")
+             f"instead: {next(files, 'nothing')}. README ('Prepare') says how to download "
+             f"videos. python data.py faces --data {dataset} --root {root} cuts faces out of videos; "
+             "python train.py --data demo draws its own faces")
 
 
 def training_videos(videos, needs_masks=True):
@@ -269,7 +269,7 @@ def decode(frames, mask_paths):
 
 
 def to_size(image, size):
-    """A face crop as (size, size) RGB, resized bilinearly. Of that size already, it is copied."""
+    """A face crop as (size, size) RGB: resized bilinearly, or a copy if it has this size."""
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -498,7 +498,7 @@ def read_frames(video, wanted):
 
     Yields fewer if the video is shorter. ValueError if it is damaged.
     """
-    terms = "+".join(f"eq(n,{index})" for index in wanted)      # ffmpeg refuses 101
+    terms = "+".join(f"eq(n,{index})" for index in wanted)      # ffmpeg takes 100 at most
     chosen = ["-vf", f"select='{terms}'", "-fps_mode", "passthrough"]
     reader = ffmpeg().read_frames(str(video), input_params=["-xerror"], output_params=chosen)
     count = 0
@@ -596,8 +596,8 @@ def write_crops(video, boxes, folder):
         raise ValueError("it has none of the frames that were to be cut")
     os.replace(part, folder)
     if count < len(boxes):
-        tqdm.write(f"{video} is shorter than the video on which its boxes were found; it keeps the "
-                   f"{count} of {len(boxes)} frames that it has")
+        tqdm.write(f"{video} is shorter than the video on which its boxes were found, so it has "
+                   f"{count} of {len(boxes)} frames")
 
 
 # READING Sec. IV-A3: frame k of <target>_<source> shows what frame k of <target> shows. So boxes

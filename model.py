@@ -442,7 +442,7 @@ def build_network(settings):
 
 def load_network(path, device="cpu"):
     """A checkpoint of train.py -> (its network in eval mode on the device, the run's settings)."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)    # runs no code in it
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)    # no code in it runs
     net = build_network(checkpoint["settings"])
     net.load_state_dict(checkpoint["model"])
     # best.pt knows at which threshold the map fitted the val masks best; last.pt does not.

@@ -130,7 +130,7 @@ def freeze(net, stage):
 def make_optimizer(parameters, settings):
     """The optimizer of one stage.
 
-    READING Sec. IV-B: momentum starts from zero in each stage, which trains other parameters.
+    READING Sec. IV-B: momentum starts from zero, because each stage trains other parameters.
     DEPARTURE Table I: the paper trained the baseline "using the official code" of [3]. Ours gets
     LiSiam's optimizer, batch size, learning rate and number of iterations, for a fair comparison.
     """
@@ -626,7 +626,7 @@ def check_settings(settings, error):
         error("--iterations must not be negative, and not all 0")
     lambda_li, lambda_cls, _ = settings["lambdas"]              # all 1 for the baseline
     if iterations[1] and lambda_cls == 0:
-        error("stage 2 has L_cls alone; give it a weight in --lambdas, or 0 --iterations")
+        error("stage 2 uses only L_cls: give it a weight in --lambdas, or the stage 0 --iterations")
     has_li = VARIANTS[settings["variant"]].li and lambda_li > 0
     if not (needs_masks(settings) or has_li or lambda_cls > 0):
         error("these --lambdas and --aux leave no loss to train with")

@@ -39,8 +39,6 @@ def masks_under(root):
 
 
 # ---------------------------------------------------------------- Sec. III-E: SSIM mask, Fig. 3
-
-
 def test_ssim_map_is_255_times_one_minus_ssim_of_a_7_by_7_window():
     """[40] by hand at three pixels: sample (n - 1) variances, C1 = (0.01 L)^2, C2 = (0.03 L)^2."""
     real = 60 + noise(1) // 8
